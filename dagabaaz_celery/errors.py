@@ -1,0 +1,169 @@
+"""Every error this package raises on purpose: one root, a stable code each, and a page in docs/reference/errors.md.
+
+The docstring of a class is its default message. A message says what happened, why, and what to do. Subclasses keep
+the built-in base that a caller would expect.
+"""
+
+import difflib
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+
+def suggest_closest(name: str, known: Iterable[str]) -> str:
+    """``; did you mean x?`` for the known name most like ``name``, or nothing: the end of a clause in a message."""
+    among = itertools.islice(known, 1000)  # comparing costs some 10 us a name, and a pipeline may have many wrong names
+    matches = difflib.get_close_matches(name, among, n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def format_problems(heading: str, problems: Sequence[str]) -> str:
+    """One problem behind the heading, or several below it, one a line."""
+    if len(problems) == 1:
+        return f"{heading}: {problems[0]}"
+    return "\n- ".join([f"{heading}:", *problems])
+
+
+class DagabaazError(Exception):
+    """Something went wrong in dagabaaz-celery."""
+
+    code: ClassVar[str] = "DGB000"
+
+    def __init__(self, message: str = "") -> None:
+        self.message = message or (type(self).__doc__ or "").strip()
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return f"[{self.code}] {self.message}"
+
+
+class ConfigurationError(DagabaazError, ValueError):
+    """A setting is missing or wrong."""
+
+    code = "DGB101"
+
+
+class StoreUrlMissing(ConfigurationError):
+    """The app has a real broker and no store."""
+
+    code = "DGB102"
+
+
+class StoreError(DagabaazError):
+    """The store cannot be used."""
+
+    code = "DGB201"
+
+
+class StoreSchemaError(StoreError):
+    """The store's schema is not the one this release works with."""
+
+    code = "DGB202"
+
+
+class StoreMismatch(StoreError):
+    """A message speaks of a run in another store than this worker's."""
+
+    code = "DGB203"
+
+
+class PipelineError(DagabaazError, ValueError):
+    """A pipeline definition has problems; ``problems`` lists every one."""
+
+    code = "DGB301"
+
+    def __init__(self, message: str = "", problems: Sequence[str] = ()) -> None:
+        self.problems = list(problems)
+        super().__init__(message)
+
+
+class UnknownPipeline(DagabaazError, LookupError):
+    """No pipeline has this name."""
+
+    code = "DGB302"
+
+
+class PluginConflict(DagabaazError, ValueError):
+    """Two different plugins have one name."""
+
+    code = "DGB303"
+
+
+class UnknownRun(DagabaazError, LookupError):
+    """The store has no such run."""
+
+    code = "DGB401"
+
+
+class UnknownNode(DagabaazError, LookupError):
+    """The run has no such node."""
+
+    code = "DGB402"
+
+
+class KeyConflict(DagabaazError, ValueError):
+    """A run with this key exists with other input."""
+
+    code = "DGB403"
+
+
+class RunInputError(DagabaazError, ValueError):
+    """A run's input is not what its pipeline takes; ``problems`` lists every one."""
+
+    code = "DGB404"
+
+    def __init__(self, message: str = "", problems: Sequence[str] = ()) -> None:
+        self.problems = list(problems)
+        super().__init__(message)
+
+
+class RunStateError(DagabaazError, RuntimeError):
+    """The run is in a state in which this cannot be done."""
+
+    code = "DGB405"
+
+
+class WaitTimeout(DagabaazError, TimeoutError):
+    """The run did not end in time; it goes on."""
+
+    code = "DGB406"
+
+
+class WaitRefused(DagabaazError, RuntimeError):
+    """Waiting here could never end."""
+
+    code = "DGB407"
+
+
+class TaskInputError(DagabaazError, ValueError):
+    """A plugin's parameters cannot be filled from its task's input."""
+
+    code = "DGB501"
+
+
+class ResultError(DagabaazError, TypeError):
+    """A plugin's result cannot become artifacts."""
+
+    code = "DGB502"
+
+
+class MissingFile(DagabaazError, FileNotFoundError):
+    """A file that a task needs is not there."""
+
+    code = "DGB503"
+
+
+class LimitExceeded(DagabaazError, ValueError):
+    """Something is larger than its limit."""
+
+    code = "DGB504"
+
+
+class NotJson(DagabaazError, ValueError):
+    """A value cannot be kept as JSON; ``problems`` lists every one, with its path."""
+
+    code = "DGB505"
+
+    def __init__(self, message: str = "", problems: Sequence[str] = ()) -> None:
+        self.problems = list(problems)
+        super().__init__(message)

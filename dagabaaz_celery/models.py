@@ -1,0 +1,188 @@
+"""What users describe and what flows between nodes: nodes, edge filters, bindings, artifacts."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from dagabaaz_celery.constants import ArtifactSelector, FanMode, FilterOperator
+
+
+class ExpressionError(ValueError):
+    """An expression that cannot be parsed or resolved."""
+
+
+class _Definition(BaseModel):
+    """A part of a pipeline definition: a misspelt field is an error, never ignored."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class NodeSource(_Definition):
+    """The value of ``key`` in the artifacts of the dependency ``node``; all of the artifact's data when empty."""
+
+    source: Literal["previous_node"] = "previous_node"
+    node: str
+    key: str = ""
+
+
+class ConfigSource(_Definition):
+    """A literal value fixed in the definition."""
+
+    source: Literal["config"] = "config"
+    value: Any = ""
+
+
+class RuntimeSource(_Definition):
+    """A field of the run input, which the pipeline's input schema then declares."""
+
+    source: Literal["runtime"] = "runtime"
+    key: str = ""
+    label: str = ""
+    placeholder: str = ""
+    required: bool = False
+    default: Any = ""
+
+
+class ExpressionSource(_Definition):
+    """An expression such as ``{source.title | upper}``, evaluated in the worker."""
+
+    source: Literal["expression"] = "expression"
+    expression: str
+
+
+InputBinding = Annotated[
+    NodeSource | ConfigSource | RuntimeSource | ExpressionSource,
+    Field(discriminator="source"),
+]
+
+
+class FilterRule(_Definition):
+    """One condition on an artifact: a virtual field (file_type, extension, …) or a metadata field."""
+
+    field: str
+    operator: FilterOperator
+    value: bool | str | float | list[str] = ""
+
+
+class EdgeFilter(_Definition):
+    """Which artifacts pass an edge: those for which all rules hold, then at most one by size."""
+
+    rules: list[FilterRule] = []
+    select: ArtifactSelector | None = None
+
+
+class DagNode(_Definition):
+    """One step of a pipeline.
+
+    ``plugin`` is a plugin's name, a Celery task's name, or the task object itself. ``config`` feeds
+    ``{config.key}``; ``options`` are Celery publish options (queue, priority, …); ``max_fan_out`` bounds
+    the node's tasks; ``scatter`` makes the node's artifacts their own origins, so that a later GROUPED
+    node joins on them; ``on_lost`` says what to do when a worker dies in the body (None: as the plugin says).
+    """
+
+    name: str = ""
+    slug: str = ""
+    plugin: str
+    depends_on: list[str] = []
+    edge_filters: dict[str, EdgeFilter] = {}
+    bindings: dict[str, InputBinding] = {}
+    fan_mode: FanMode = FanMode.SINGLE
+    config: dict[str, Any] = {}
+    options: dict[str, Any] = {}
+    max_fan_out: int | None = Field(default=None, ge=1)
+    scatter: bool = False
+    on_lost: Literal["rerun", "crash"] | None = None
+
+    @field_validator("plugin", mode="before")
+    @classmethod
+    def _task_object_to_name(cls, value: object) -> object:
+        if (
+            not isinstance(value, str)
+            and hasattr(value, "apply_async")
+            and isinstance(getattr(value, "name", None), str)
+        ):
+            return value.name  # type: ignore[attr-defined]  # a Celery task, told by its shape: no Celery import here
+        return value
+
+
+class DagArtifact(BaseModel):
+    """An artifact as the engine sees it when it routes."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    file_name: str | None = None
+    file_size: int | None = None
+    mime_type: str | None = None
+    metadata: dict[str, Any] = {}
+    origin_artifact_id: str | None = None
+
+
+class TaskArtifact(BaseModel):
+    """An artifact as a plugin makes it and receives it.
+
+    ``file_path`` is absolute, or None for a plain data record; ``metadata`` is JSON; ``file_size`` is in bytes.
+    ``origin_artifact_id`` is set by the store: what a plugin puts there is ignored.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    file_path: str | None = None
+    file_name: str | None = None
+    file_size: int | None = None
+    mime_type: str | None = None
+    metadata: dict[str, Any] = {}
+    origin_artifact_id: str | None = None
+
+    def to_input_dict(self) -> dict[str, Any]:
+        """The entry for this artifact in a plugin's ``artifacts`` list."""
+        return {
+            "file_path": self.file_path,
+            "file_name": self.file_name,
+            "file_size": self.file_size,
+            "mime_type": self.mime_type,
+            "metadata": dict(self.metadata),
+        }
+
+
+@runtime_checkable
+class DagArtifactLike(Protocol):
+    """What filters and grouping need of an artifact, whichever side of the store it comes from."""
+
+    @property
+    def file_name(self) -> str | None: ...
+    @property
+    def file_size(self) -> int | None: ...
+    @property
+    def mime_type(self) -> str | None: ...
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+    @property
+    def origin_artifact_id(self) -> str | None: ...
+
+
+class TaskContext(BaseModel):
+    """Where a task belongs."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    node_index: int
+
+
+class RetryableTaskInfo(BaseModel):
+    """A task that ended without completing, with what it takes to dispatch it again.
+
+    ``dispatched`` is False for a task that never was sent to a queue (pre-failed at a limit): its node is
+    launched afresh instead.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    task_id: str
+    node_index: int
+    plugin_name: str
+    input_artifact_id: str | None = None
+    origin_artifact_id: str | None = None
+    dispatched: bool = True

@@ -1,0 +1,330 @@
+"""Handles on runs: what a web view or a script holds of a run that goes on in workers."""
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from celery._state import get_current_worker_task
+
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
+from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
+from dagabaaz_celery.models import TaskArtifact
+from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
+from dagabaaz_celery.stores.sql.records import RunRow
+from dagabaaz_celery.worker.results import plain_value
+from dagabaaz_celery.worker.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+_FIRST_PAUSE = 0.01
+_LONGEST_PAUSE = 0.25
+_OPEN_REASONS = {
+    "running": "in a body",
+    "queued": "a worker that consumes their queue and is free has to come to them",
+    "pending": "waiting for the broker, for a delay, for a resume, or for a worker that knows their plugin",
+}
+_PUBLISH_BATCH = 500
+MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class RunError:
+    """Why a run ended badly: the exception's type, message and traceback, and where it was raised.
+
+    ``node`` and ``task_id`` are None when no task is to blame, as for a cancelled run.
+    """
+
+    type: str
+    message: str
+    traceback: str
+    node: str | None
+    task_id: str | None
+
+    def __str__(self) -> str:
+        place = f" (node {self.node})" if self.node else ""
+        return f"{self.type}: {self.message}{place}" if self.type else f"{self.message}{place}"
+
+
+@dataclass(frozen=True)
+class NodeSnapshot:
+    """A node at one moment. ``tasks`` counts its tasks by status; times are seconds since 1970, database clock."""
+
+    slug: str
+    name: str
+    plugin: str
+    status: str
+    tasks_total: int
+    tasks_done: int
+    tasks: dict[str, int]
+    started_at: float | None
+    ended_at: float | None
+
+
+@dataclass(frozen=True)
+class TaskSnapshot:
+    """A task at one moment.
+
+    ``attempt`` counts from 1, and ``attempt_id`` is the Celery task id of the current one. ``progress`` is what its
+    body last showed, (done, total).
+    """
+
+    id: str
+    node: str
+    ordinal: int
+    status: str
+    attempt: int
+    attempt_id: str
+    retries: int
+    recoveries: int
+    progress: tuple[int, int] | None
+    error: str | None
+
+
+@dataclass(frozen=True)
+class RunSnapshot:
+    """A run at one moment, read in one go."""
+
+    id: str
+    pipeline: str
+    version: int | None
+    key: str | None
+    status: RunStatus
+    paused: bool
+    generation: int
+    nodes: list[NodeSnapshot]
+    error: RunError | None
+    created_at: float
+    ended_at: float | None
+
+
+class Run:
+    """A run, by id. Every property reads the store anew; raises UnknownRun for a run that is not there."""
+
+    def __init__(self, runtime: Runtime, run_id: str) -> None:
+        self._runtime = runtime
+        self.id = run_id
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and other.id == self.id
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    @property
+    def status(self) -> RunStatus:
+        """Where the run is in its life."""
+        return self._row().status
+
+    @property
+    def error(self) -> RunError | None:
+        """Why the run ended badly; None for one that runs or completed."""
+        return _to_error(self._row())
+
+    @property
+    def input(self) -> dict[str, Any]:
+        """What the run was started with, defaults included."""
+        return self._runtime.store.get_run_input(self.id)
+
+    def wait(self, timeout: float | None = None) -> RunStatus:
+        """Wait until the run has ended, however it did; returns its status. A database that is away is waited out.
+
+        Raises WaitTimeout after ``timeout`` seconds (the run goes on), and WaitRefused inside a task: its worker
+        might be the very one that the run waits for.
+        """
+        if get_current_worker_task() is not None:
+            raise WaitRefused(
+                f"wait() for run {self.id} was called inside a task: with every worker waiting so, none is left to run "
+                "it. Register a callback with dag.on_run_completed, or make the work after it a node of the pipeline."
+            )
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_PAUSE
+        while (status := self._look(deadline)) not in RUN_TERMINAL_STATUSES:
+            if deadline is not None and time.monotonic() >= deadline:
+                raise WaitTimeout(
+                    f"Run {self.id} is {status} after {timeout} s; it goes on. {self._describe_open_tasks()} Wait "
+                    "longer, or look at run.snapshot() and the workers' logs."
+                )
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+        return status
+
+    def _look(self, deadline: float | None) -> RunStatus:
+        """The status; while the database is away before the deadline, as if the run were running."""
+        try:
+            return self.status
+        except DATABASE_ERRORS as error:
+            if not is_outage(error) or (deadline is not None and time.monotonic() >= deadline):
+                raise
+            logger.warning("the database is away while run %s is waited for: %s", self.id, error)
+            return RunStatus.RUNNING
+
+    def _describe_open_tasks(self) -> str:
+        """What a run that does not end waits for, as far as its tasks tell."""
+        counts = Counter[str]()
+        for node in self.snapshot().nodes:
+            counts.update(node.tasks)
+        reasons = [f"{counts[status]} {status} ({why})" for status, why in _OPEN_REASONS.items() if counts[status]]
+        return (
+            f"Its open tasks: {', '.join(reasons)}." if reasons else "It has no open tasks: a worker's sweep ends it."
+        )
+
+    def snapshot(self) -> RunSnapshot:
+        """The run and its nodes as they are now."""
+        store = self._runtime.store
+        with store.read() as connection:
+            run = store.require_run(connection, self.id)
+            nodes = store.rows.nodes.get_all(connection, self.id)
+            counts = store.rows.tasks.count_by_status(connection, self.id)
+            definition = store.definitions.get(connection, run.definition_hash).definition
+        return RunSnapshot(
+            id=run.id,
+            pipeline=run.pipeline,
+            version=run.version,
+            key=run.key,
+            status=run.status,
+            paused=run.paused,
+            generation=run.generation,
+            nodes=[
+                NodeSnapshot(
+                    slug=definition.nodes[node.index].slug,
+                    name=definition.nodes[node.index].name,
+                    plugin=definition.nodes[node.index].plugin,
+                    status=_describe_node(node.status, counts.get(node.index, {})),
+                    tasks_total=node.tasks_total,
+                    tasks_done=node.tasks_done,
+                    tasks=counts.get(node.index, {}),
+                    started_at=_seconds(node.opened_at),
+                    ended_at=_seconds(node.closed_at),
+                )
+                for node in nodes
+            ],
+            error=_to_error(run),
+            created_at=run.created_at / MICROSECONDS,
+            ended_at=_seconds(run.ended_at),
+        )
+
+    def tasks(self) -> list[TaskSnapshot]:
+        """Every task of the run, by node and order."""
+        store = self._runtime.store
+        with store.read() as connection:
+            run = store.require_run(connection, self.id)
+            definition = store.definitions.get(connection, run.definition_hash).definition
+            rows = store.rows.tasks.list_all(connection, self.id)
+        return [
+            TaskSnapshot(
+                id=row.id,
+                node=definition.nodes[row.node_index].slug,
+                ordinal=row.ordinal,
+                status=row.status,
+                attempt=row.number,
+                attempt_id=row.attempt_id,
+                retries=row.retries,
+                recoveries=row.recoveries,
+                progress=None if row.progress_done is None else (row.progress_done, row.progress_total),
+                error=None if row.error is None else json.loads(row.error)["message"],
+            )
+            for row in rows
+        ]
+
+    def artifacts(self, slug: str) -> list[TaskArtifact]:
+        """What a node produced so far, in order. Raises UnknownNode."""
+        return [artifact for _, _, artifact in self._values(slug)]
+
+    def result(self, slug: str) -> Any:
+        """What a node's bodies returned, as plain values: files as TaskArtifact.
+
+        A node of one task that fans nothing out gives that task's value; one that has a task for each artifact or
+        group gives a list with each task's value. Raises UnknownNode.
+        """
+        index, fans_out = self._find_node(slug)
+        by_task: dict[str, list[Any]] = {}
+        for task_id, shape, artifact in self._values(slug):
+            by_task.setdefault(task_id, []).append(plain_value(artifact, shape))
+        with self._runtime.store.read() as connection:
+            tasks = self._runtime.store.rows.tasks.list_results(connection, self.id, index)
+        values = [
+            _to_result(by_task.get(task_id, []), shape) for task_id, status, shape in tasks if status == "completed"
+        ]
+        return values if fans_out else next(iter(values), None)
+
+    def cancel(self, reason: str = "cancelled by the app") -> None:
+        """Cancel the run if it has not ended; once this returns, no body of it starts any more.
+
+        Bodies that run go on to their end, which is then refused; ``context.cancelled`` tells them.
+        """
+        self._runtime.cancel(self.id, reason)
+
+    def retry(self) -> None:
+        """Run again what failed or was cancelled, and everything downstream of it; no completed body runs again.
+
+        Raises RunStateError unless the run failed, crashed or was cancelled.
+        """
+        self._runtime.settle(self._runtime.store.retry(self.id))
+
+    def pause(self) -> None:
+        """Start no more bodies until ``resume``; those that run go on. Raises RunStateError when the run has ended."""
+        self._runtime.store.set_paused(self.id, True)
+
+    def resume(self) -> None:
+        """Go on after ``pause``. Raises RunStateError when the run has ended."""
+        self._runtime.store.set_paused(self.id, False)
+        self._runtime.settle(self._runtime.store.reconcile(self.id))
+        while self._runtime.publish_due(_PUBLISH_BATCH):
+            continue
+
+    def _row(self) -> RunRow:
+        return self._runtime.store.get_run(self.id)
+
+    def _find_node(self, slug: str) -> tuple[int, bool]:
+        """A node's index, and whether it has a task for each artifact or group."""
+        topology = self._runtime.store.definition_of(self._row().definition_hash).topology
+        index = topology.slug_to_index.get(slug)
+        if index is None:
+            raise UnknownNode(f"Run {self.id} has no node {slug!r}: it has {', '.join(topology.slug_to_index)}.")
+        return index, bool(topology.deps[index]) and topology.nodes[index].fan_mode != "aggregate"
+
+    def _values(self, slug: str) -> list[tuple[str, str, TaskArtifact]]:
+        index, _ = self._find_node(slug)
+        with self._runtime.store.read() as connection:
+            return self._runtime.store.rows.artifacts.values(connection, self.id, index)
+
+
+def iterate_runs(runtime: Runtime, *, pipeline: str | None, status: str | None, limit: int | None) -> Iterator[Run]:
+    """Runs, newest first, read a page at a time."""
+    before: str | None = None
+    left = limit
+    while left is None or left > 0:
+        page = 200 if left is None else min(left, 200)
+        rows = runtime.store.search_runs(pipeline=pipeline, status=status, limit=page, before=before)
+        yield from (Run(runtime, row.id) for row in rows)
+        if len(rows) < page:
+            return
+        before = rows[-1].id
+        left = None if left is None else left - len(rows)
+
+
+def _describe_node(status: str, tasks: dict[str, int]) -> str:
+    """A node's state as people see it: failed when one of its tasks is why its run ended."""
+    is_open = status in ("launching", "launched")
+    return "failed" if is_open and ("failed" in tasks or "crashed" in tasks) else status
+
+
+def _to_result(values: list[Any], shape: str | None) -> Any:
+    if shape == "none":
+        return None
+    return values[0] if shape == "one" else values
+
+
+def _to_error(row: RunRow) -> RunError | None:
+    return None if row.error is None else RunError(**row.error)
+
+
+def _seconds(micros: int | None) -> float | None:
+    return None if micros is None else micros / MICROSECONDS

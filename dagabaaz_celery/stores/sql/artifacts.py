@@ -1,0 +1,139 @@
+"""Statements on artifacts, built once for a store."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Select, bindparam, delete, insert, select
+
+from dagabaaz_celery.models import DagArtifact, TaskArtifact
+from dagabaaz_celery.stores.sql.tables import Id, Tables
+
+
+class ArtifactRows:
+    """What tasks produced, in the order of nodes, tasks, and emission."""
+
+    def __init__(self, tables: Tables) -> None:
+        artifact, run = tables.artifact, tables.run
+        self._insert = insert(artifact)
+        task_columns = (
+            artifact.c.file_path,
+            artifact.c.file_name,
+            artifact.c.file_size,
+            artifact.c.mime_type,
+            artifact.c.metadata,
+            artifact.c.origin_artifact_id,
+        )
+        dag_columns = (
+            artifact.c.id,
+            artifact.c.file_name,
+            artifact.c.file_size,
+            artifact.c.mime_type,
+            artifact.c.metadata,
+            artifact.c.origin_artifact_id,
+        )
+        at_nodes = (
+            artifact.c.run_id == bindparam("b_run"),
+            artifact.c.node_index.in_(bindparam("b_nodes", expanding=True)),
+        )
+
+        def in_order(statement: Select[Any]) -> Select[Any]:
+            return statement.order_by(artifact.c.node_index, artifact.c.task_ordinal, artifact.c.ordinal)
+
+        self._for_routing = in_order(select(*dag_columns).where(*at_nodes))
+        self._for_tasks = in_order(select(artifact.c.node_index, *task_columns).where(*at_nodes))
+        self._of_origin = in_order(
+            select(*task_columns).where(*at_nodes, artifact.c.origin_artifact_id == bindparam("b_origin"))
+        )
+        self._broadcast = in_order(select(*task_columns).where(*at_nodes, artifact.c.origin_artifact_id.is_(None)))
+        self._one = select(*task_columns).where(artifact.c.id == bindparam("b_id"))
+        self._context = (
+            select(run.c.definition_hash, *task_columns)
+            .select_from(run.outerjoin(artifact, artifact.c.id == bindparam("b_id", type_=Id())))
+            .where(run.c.id == bindparam("b_run"))
+        )
+        self._producer = select(artifact.c.node_index).where(artifact.c.id == bindparam("b_id"))
+        self._values = in_order(
+            select(artifact.c.task_id, artifact.c.shape, *task_columns).where(
+                artifact.c.run_id == bindparam("b_run"), artifact.c.node_index == bindparam("b_node")
+            )
+        )
+        self._delete = delete(artifact).where(*at_nodes)
+
+    def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert artifact rows."""
+        if rows:
+            connection.execute(self._insert, rows)
+
+    def for_routing(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[DagArtifact]:
+        """Artifacts of nodes as the engine sees them."""
+        rows = connection.execute(self._for_routing, {"b_run": run_id, "b_nodes": list(indices)})
+        return [
+            DagArtifact.model_construct(
+                id=id_,
+                file_name=name,
+                file_size=size,
+                mime_type=mime,
+                metadata=json.loads(text),
+                origin_artifact_id=origin,
+            )
+            for id_, name, size, mime, text, origin in rows
+        ]
+
+    def for_tasks(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[tuple[int, TaskArtifact]]:
+        """Artifacts of nodes as plugins see them, each with its node."""
+        rows = connection.execute(self._for_tasks, {"b_run": run_id, "b_nodes": list(indices)})
+        return [(row[0], _to_task_artifact(row[1:])) for row in rows]
+
+    def of_origin(
+        self, connection: Connection, run_id: str, indices: Sequence[int], origin_id: str
+    ) -> list[TaskArtifact]:
+        """Artifacts of nodes that have this origin."""
+        key = {"b_run": run_id, "b_nodes": list(indices), "b_origin": origin_id}
+        return [_to_task_artifact(row) for row in connection.execute(self._of_origin, key)]
+
+    def broadcast(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[TaskArtifact]:
+        """Artifacts of nodes that have no origin."""
+        rows = connection.execute(self._broadcast, {"b_run": run_id, "b_nodes": list(indices)})
+        return [_to_task_artifact(row) for row in rows]
+
+    def get(self, connection: Connection, artifact_id: str) -> TaskArtifact | None:
+        """One artifact."""
+        row = connection.execute(self._one, {"b_id": artifact_id}).one_or_none()
+        return None if row is None else _to_task_artifact(row)
+
+    def get_with_definition(
+        self, connection: Connection, run_id: str, artifact_id: str | None
+    ) -> tuple[str, TaskArtifact | None] | None:
+        """A run's definition hash and, in the same statement, one artifact; None when there is no such run."""
+        row = connection.execute(self._context, {"b_run": run_id, "b_id": artifact_id}).one_or_none()
+        if row is None:
+            return None
+        return row[0], None if row[5] is None else _to_task_artifact(tuple(row[1:]))
+
+    def get_producer(self, connection: Connection, artifact_id: str) -> int | None:
+        """The node whose task made an artifact."""
+        index: int | None = connection.execute(self._producer, {"b_id": artifact_id}).scalar_one_or_none()
+        return index
+
+    def values(self, connection: Connection, run_id: str, index: int) -> list[tuple[str, str, TaskArtifact]]:
+        """Artifacts of a node: (task id, shape, artifact)."""
+        rows = connection.execute(self._values, {"b_run": run_id, "b_node": index})
+        return [(row[0], row[1], _to_task_artifact(row[2:])) for row in rows]
+
+    def delete_at_nodes(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
+        """Delete every artifact of nodes."""
+        connection.execute(self._delete, {"b_run": run_id, "b_nodes": list(indices)})
+
+
+def _to_task_artifact(row: Sequence[Any]) -> TaskArtifact:
+    path, name, size, mime, text, origin = row
+    # Checked when it was stored: validating again would double the cost of a wide fan-in.
+    return TaskArtifact.model_construct(
+        file_path=path,
+        file_name=name,
+        file_size=size,
+        mime_type=mime,
+        metadata=json.loads(text),
+        origin_artifact_id=origin,
+    )

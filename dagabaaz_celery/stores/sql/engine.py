@@ -1,0 +1,381 @@
+"""Connections and transactions: what differs between databases stands here, and nowhere else.
+
+Every transaction is READ COMMITTED on servers and BEGIN IMMEDIATE on SQLite (a deferred one that later writes
+fails with "database is locked" however long it waits; a plain BEGIN is used for reads).
+"""
+
+import logging
+import os
+import random
+import sqlite3
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from sqlalchemy import URL, BigInteger, Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+from dagabaaz_celery.errors import ConfigurationError, StoreError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+#: Deadlock and serialisation victims: PostgreSQL's SQLSTATEs, MySQL's error numbers.
+_CONFLICTS = ("40001", "40P01", 1213, 1205)
+_CONFLICT_TRIES = 10
+_BUSY_TIMEOUT_SECONDS = 30.0
+_SCHEMA_LOCK_SECONDS = 60
+
+#: What a call on the database raises: the driver's error, or that no connection of the pool became free.
+DATABASE_ERRORS = (DBAPIError, PoolTimeoutError)
+
+#: SQLSTATEs, or their beginnings, of a PostgreSQL that is away: no connection, rolled back, out of resources, stopping,
+#: failing disks, demoted to a standby; and the timeouts that an administrator set, which waiting for locks exceeds.
+_POSTGRESQL_OUTAGES = ("08", "40001", "40P01", "53", "57P", "58", "25006", "25P03", "55P03", "57014")
+#: Error numbers of a MySQL or MariaDB that is away, for the same reasons.
+_MYSQL_OUTAGES = frozenset(
+    (
+        *(2002, 2003, 2005, 2006, 2013, 2055, 1042, 1043, 1158, 1159, 1160, 1161),  # no connection, or a broken one
+        *(1053, 1077, 1079, 1152, 1317, 1927, 4031),  # shutting down; somebody ended the statement or the connection
+        *(1021, 1040, 1041, 1114, 1203, 1226),  # out of disk, memory, connections
+        *(1047, 1290, 1836),  # a cluster's node that is not ready, or may only read
+        *(1205, 1213, 1969, 3024),  # lost against others for the last time; took longer than allowed
+    )
+)
+_SQLITE_OUTAGES = frozenset(
+    (
+        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
+        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PROTOCOL),
+    )
+)
+
+#: Connections of one process: a few are kept, and a pool of threads may need as many as it has threads.
+_POOL = {"pool_size": 5, "max_overflow": 95, "pool_timeout": 15.0, "pool_pre_ping": True}
+#: Seconds until a server that answers nothing at all counts as away, so that no heartbeat waits for it for ever.
+_CONNECT_SECONDS = 10
+_SILENCE_SECONDS = 30
+#: MySQL's protocol has no sign of life while a statement runs: beyond the waits for a lock (50 s, and the schema's).
+_MYSQL_ANSWER_SECONDS = 90
+_LIBPQ = {
+    "connect_timeout": _CONNECT_SECONDS,
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 4,
+    "tcp_user_timeout": _SILENCE_SECONDS * 1000,
+}
+_MYSQL_TIMEOUTS = {
+    "connect_timeout": _CONNECT_SECONDS,
+    "read_timeout": _MYSQL_ANSWER_SECONDS,
+    "write_timeout": _SILENCE_SECONDS,
+}
+#: What each driver is told that the URL does not say itself.
+_CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
+    # PgBouncer in transaction mode gives each transaction another server session: what one prepared, another lacks, or
+    # has under the same name as something else. Where sessions are one's own, "?prepare_threshold=5" nearly doubles
+    # the rate of small transactions.
+    "psycopg": {**_LIBPQ, "prepare_threshold": None},
+    "psycopg2": _LIBPQ,
+    "pymysql": _MYSQL_TIMEOUTS,
+    "mysqldb": _MYSQL_TIMEOUTS,
+}
+
+
+class now(FunctionElement[int]):  # noqa: N801  # reads as the SQL function that it is
+    """The database's clock, in microseconds since 1970."""
+
+    type = BigInteger()
+    inherit_cache = True
+    name = "now"
+
+
+@compiles(now, "sqlite")
+def _now_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
+    return "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
+
+
+@compiles(now, "postgresql")
+def _now_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    # statement_timestamp() is stable within a statement, so that an index serves a comparison with it.
+    return "CAST(EXTRACT(EPOCH FROM statement_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(now, "mysql")
+@compiles(now, "mariadb")
+def _now_mysql(element: Any, compiler: Any, **kw: Any) -> str:
+    # In UTC throughout: local time has an hour twice when summer ends.
+    return "TIMESTAMPDIFF(MICROSECOND, '1970-01-01', UTC_TIMESTAMP(6))"
+
+
+def build_engine(url: str | URL) -> Engine:
+    """An engine for a store URL; ConfigurationError names what is wrong with the URL or which driver is missing."""
+    parsed = _parse_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        return _build_sqlite_engine(parsed)
+    try:
+        driver = parsed.get_dialect().driver
+        given = {k: v for k, v in _CONNECT_ARGUMENTS.get(driver, {}).items() if k not in parsed.query}
+        if "prepare_threshold" in parsed.query:  # psycopg takes no text for it
+            given["prepare_threshold"] = _read_prepare_threshold(parsed)
+            parsed = parsed.difference_update_query(["prepare_threshold"])
+        # Parameters are the users' data: they stay out of logs and tracebacks.
+        return create_engine(
+            parsed, isolation_level="READ COMMITTED", connect_args=given, hide_parameters=True, **_POOL
+        )
+    except (NoSuchModuleError, ImportError) as error:
+        raise ConfigurationError(
+            f"The driver of the store URL {describe_url(parsed)!r} is not installed: {error}. "
+            "Install dagabaaz-celery[postgres] or dagabaaz-celery[mysql], or name an installed driver in the URL."
+        ) from error
+
+
+def _read_prepare_threshold(url: URL) -> int | None:
+    text = str(url.query["prepare_threshold"])
+    if text.lower() == "none":
+        return None
+    if not text.isdecimal():
+        raise ConfigurationError(
+            "dagabaaz_store_url has a prepare_threshold that is no number: write how often a statement is sent before "
+            "it is prepared (psycopg's own default is 5), or none."
+        )
+    return int(text)
+
+
+def describe_url(url: URL) -> str:
+    """Which database a URL names, without what may be secret in it: user, password, options."""
+    where = url.database or "" if url.get_backend_name() == "sqlite" else url.host or ""
+    return f"{url.drivername}://{where}"
+
+
+def _parse_url(url: str | URL) -> URL:
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # Nothing of it is shown, the parser's own words neither: any part of it may be of a password.
+        raise ConfigurationError(
+            "dagabaaz_store_url is not a database URL. Write it as SQLAlchemy does, for example "
+            '"postgresql+psycopg://user@host/database" or "sqlite:///runs.sqlite3", with "@", ":" and "/" in a '
+            "password as %40, %3A and %2F."
+        ) from None
+    if isinstance(url, str) and url.count("@") > 1 and parsed.get_backend_name() != "sqlite":
+        raise ConfigurationError(
+            f'dagabaaz_store_url ({parsed.drivername}) has more than one "@", so that it is unclear where its host '
+            'begins. Write "@" in a user name, a password or an option as %40.'
+        )
+    return parsed
+
+
+def _build_sqlite_engine(url: URL) -> Engine:
+    if not url.database or url.database == ":memory:":
+        raise ConfigurationError(
+            "A store in SQLite needs a file: worker processes share it. "
+            'Write dagabaaz_store_url = "sqlite:////absolute/path/runs.sqlite3".'
+        )
+    connect_args = {"timeout": _BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
+    engine = create_engine(url, connect_args=connect_args, hide_parameters=True)
+
+    @event.listens_for(engine, "connect")
+    def _configure(connection: sqlite3.Connection, record: Any) -> None:
+        connection.isolation_level = None  # the driver must not begin transactions of its own
+        cursor = connection.cursor()
+        for pragma in ("journal_mode=WAL", "synchronous=NORMAL", f"busy_timeout={int(_BUSY_TIMEOUT_SECONDS * 1000)}"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        reads = connection.get_execution_options().get("dagabaaz_reads", False)
+        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def is_conflict(error: BaseException) -> bool:
+    """Whether a transaction lost against another (deadlock, serialisation) and may simply run again."""
+    return isinstance(error, DBAPIError) and _read_code(error.orig) in _CONFLICTS
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether the database was away (not reached, lost, stopping, locked, full): later the same call may work.
+
+    Anything else that a database says is about the statement, and would be said again.
+    """
+    if isinstance(error, PoolTimeoutError):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    code = _read_code(error.orig)
+    if isinstance(error.orig, sqlite3.Error):
+        return isinstance(code, int) and code & 0xFF in _SQLITE_OUTAGES  # above are details
+    if isinstance(code, str):
+        return error.connection_invalidated or code.startswith(_POSTGRESQL_OUTAGES)
+    if isinstance(code, int):
+        return error.connection_invalidated or code in _MYSQL_OUTAGES
+    return error.connection_invalidated or isinstance(error, OperationalError)  # there was nobody to give a code
+
+
+def _read_code(error: BaseException | None) -> str | int | None:
+    """The database's code for an error: an SQLSTATE (PostgreSQL), a number (MySQL, SQLite), or none."""
+    if isinstance(error, sqlite3.Error):
+        return getattr(error, "sqlite_errorcode", None)
+    first = error.args[0] if error is not None and error.args else None
+    if isinstance(first, int):
+        return first
+    return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+
+
+class Database:
+    """Transactions on one engine, safe across forks.
+
+    No SQLite connection may live in two processes, or a lock that one holds is invisible to the other. So a fork
+    waits for the transaction in progress and closes what is pooled; transactions of one process take turns on SQLite,
+    where they would anyway. On servers a forked child leaves its parent's connections alone.
+    """
+
+    def __init__(self, url: str | URL) -> None:
+        self.engine = build_engine(url)
+        self._is_sqlite = self.engine.dialect.name == "sqlite"
+        self._turn = threading.RLock()
+        os.register_at_fork(
+            before=call_while_alive(self.before_fork),
+            after_in_parent=call_while_alive(self.after_fork_in_parent),
+            after_in_child=call_while_alive(self.after_fork_in_child),
+        )
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A connection in a transaction that only reads."""
+        connect = self.engine.connect
+        with self._taking_turns(), connect().execution_options(dagabaaz_reads=True) as connection, connection.begin():
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A connection in one transaction, committed at the end."""
+        with self._taking_turns(), self.engine.begin() as connection:
+            yield connection
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` in one transaction and commit; a deadlock or serialisation victim runs again, whole.
+
+        ``work`` must have no effect outside the transaction. Other errors reach the caller.
+        """
+        for attempt in range(1, _CONFLICT_TRIES):
+            try:
+                with self.write() as connection:
+                    return work(connection)
+            except DBAPIError as error:
+                if not is_conflict(error):
+                    raise
+                logger.debug("transaction lost a conflict (attempt %d), running it again: %s", attempt, error.orig)
+            time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # jitter, not a secret
+        with self.write() as connection:
+            return work(connection)
+
+    @contextmanager
+    def schema_lock(self, name: str) -> Iterator[None]:
+        """Keep other processes from migrating the tables under this prefix; on SQLite a transaction does so already.
+
+        The lock is held on a connection of its own: MySQL commits at every DDL statement.
+        """
+        key = f"dagabaaz schema {name}"
+        dialect = self.engine.dialect.name
+        if dialect == "sqlite":
+            yield
+            return
+        with self.engine.begin() as connection:
+            if dialect == "postgresql":  # held to the end of the transaction: PgBouncer keeps no sessions
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(key))))
+                yield
+                return
+            if connection.execute(select(func.get_lock(key, _SCHEMA_LOCK_SECONDS))).scalar() != 1:
+                raise StoreError(
+                    f"Another process has been migrating the store for {_SCHEMA_LOCK_SECONDS} s. Wait for it to "
+                    "end, and look for one that hangs in SHOW PROCESSLIST."
+                )
+            try:
+                yield
+            finally:
+                connection.execute(select(func.release_lock(key)))
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        with self._taking_turns():
+            self.engine.dispose()
+
+    def before_fork(self) -> None:
+        """Let the transaction in progress end, and keep the next from starting."""
+        if self._is_sqlite:
+            self._turn.acquire()
+            self.engine.dispose()
+
+    def after_fork_in_parent(self) -> None:
+        """Go on."""
+        if self._is_sqlite:
+            self._turn.release()
+
+    def after_fork_in_child(self) -> None:
+        """Start with no connections: the parent's stay the parent's."""
+        if self._is_sqlite:
+            self._turn.release()
+        else:
+            self.engine.dispose(close=False)
+
+    @contextmanager
+    def _taking_turns(self) -> Iterator[None]:
+        if not self._is_sqlite:
+            yield
+            return
+        with self._turn:
+            yield
+
+
+def call_while_alive(method: Callable[[], None]) -> Callable[[], None]:
+    """A handler for forks, which cannot be taken back: it does not keep the method's object alive."""
+    reference = weakref.WeakMethod(method)
+
+    def handler() -> None:
+        alive = reference()
+        if alive is not None:
+            alive()
+
+    return handler
+
+
+def check_sqlite_file(database: Database) -> None:
+    """Refuse, with the reason, a SQLite file that is not a database or cannot be written."""
+    if database.engine.dialect.name != "sqlite":
+        return
+    path = Path(str(database.engine.url.database))
+    if not path.parent.is_dir():
+        raise StoreError(
+            f"The store's directory {str(path.parent)!r} does not exist, so {path.name!r} cannot be made. Create it, "
+            "or set dagabaaz_store_url to a file in a directory that exists."
+        )
+    try:
+        with database.write() as connection:
+            # A write of nothing: proves that the file is a database and that it, and its directory, can be written.
+            version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
+            connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")
+    except DBAPIError as error:
+        raise StoreError(_explain_sqlite(path, str(error.orig))) from error
+
+
+def _explain_sqlite(path: Path, reason: str) -> str:
+    if "not a database" in reason:
+        return (
+            f"The store file {str(path)!r} is not a SQLite database ({reason}). "
+            "Set dagabaaz_store_url to another file; this one was left as it is."
+        )
+    if "readonly" in reason or "unable to open" in reason:
+        return (
+            f"The store file {str(path)!r} cannot be written ({reason}). Give the worker's user the right to write "
+            "the file and its directory (SQLite keeps its log beside the file), or set another dagabaaz_store_url."
+        )
+    return f"The store file {str(path)!r} cannot be used: {reason}."

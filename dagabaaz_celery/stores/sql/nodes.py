@@ -1,0 +1,174 @@
+"""Statements on nodes, built once for a store."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+
+from dagabaaz_celery.stores.sql.engine import now
+from dagabaaz_celery.stores.sql.records import NodeRow
+from dagabaaz_celery.stores.sql.tables import CLOSED_NODE_STATUSES, Tables
+
+#: Node rows asked for by index in one statement; a wider neighbourhood is read in several.
+_INDEX_CHUNK = 500
+
+
+class NodeRows:
+    """The nodes of runs: the barrier counters and the launch claims."""
+
+    def __init__(self, tables: Tables) -> None:
+        node = tables.node
+        by_run = node.c.run_id == bindparam("b_run")
+        by_node = (by_run, node.c.node_index == bindparam("b_node"))
+        columns = (
+            node.c.node_index,
+            node.c.status,
+            node.c.tasks_total,
+            node.c.tasks_done,
+            node.c.launch_cursor,
+            node.c.opened_at,
+            node.c.closed_at,
+        )
+        self._insert = insert(node)
+        self._all = select(*columns).where(by_run).order_by(node.c.node_index)
+        self._lock_all = self._all.with_for_update()
+        self._some = select(*columns).where(by_run, node.c.node_index.in_(bindparam("b_nodes", expanding=True)))
+        self._count_done = (
+            update(node)
+            .where(*by_node)
+            .values(tasks_done=node.c.tasks_done + 1)
+            .returning(node.c.tasks_done, node.c.tasks_total, node.c.status, node.c.launch_cursor)
+        )
+        self._count_done_plain = update(node).where(*by_node).values(tasks_done=node.c.tasks_done + 1)
+        self._one = select(*columns).where(*by_node)
+        self._claim = (
+            update(node).where(*by_node, node.c.status == "blocked").values(status="launching", opened_at=now())
+        )
+        self._launched = (
+            update(node)
+            .where(*by_node, node.c.status == "launching")
+            .values(status=bindparam("b_status"), tasks_total=bindparam("b_total"), launch_cursor=bindparam("b_cursor"))
+        )
+        self._ended_at_launch = (
+            update(node)
+            .where(*by_node, node.c.status == "launching")
+            .values(
+                status=bindparam("b_status"),
+                tasks_total=1,
+                tasks_done=bindparam("b_done"),
+                launch_cursor=1,
+                closed_at=now(),
+            )
+        )
+        self._close = (
+            update(node)
+            .where(*by_node, node.c.status == "launched", node.c.tasks_done == node.c.tasks_total)
+            .values(status="completed", closed_at=now())
+        )
+        self._reset = (
+            update(node)
+            .where(*by_node)
+            .values(status="blocked", tasks_total=0, tasks_done=0, launch_cursor=0, opened_at=None, closed_at=None)
+        )
+        self._recount = (
+            update(node)
+            .where(*by_node)
+            .values(
+                status=bindparam("b_status"),
+                tasks_total=bindparam("b_total"),
+                tasks_done=bindparam("b_done"),
+                launch_cursor=bindparam("b_cursor"),
+                closed_at=None,
+            )
+        )
+
+    def insert(self, connection: Connection, run_id: str, count: int) -> None:
+        """The nodes of a new run, all blocked."""
+        connection.execute(
+            self._insert,
+            [
+                {
+                    "run_id": run_id,
+                    "node_index": i,
+                    "status": "blocked",
+                    "tasks_total": 0,
+                    "tasks_done": 0,
+                    "launch_cursor": 0,
+                }
+                for i in range(count)
+            ],
+        )
+
+    def get_all(self, connection: Connection, run_id: str, *, lock: bool = False) -> list[NodeRow]:
+        """Every node of a run, by index."""
+        statement = self._lock_all if lock else self._all
+        return [NodeRow(*row) for row in connection.execute(statement, {"b_run": run_id})]
+
+    def get_some(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[NodeRow]:
+        """The named nodes of a run."""
+        found: list[NodeRow] = []
+        for start in range(0, len(indices), _INDEX_CHUNK):
+            chunk = list(indices[start : start + _INDEX_CHUNK])
+            found += [NodeRow(*row) for row in connection.execute(self._some, {"b_run": run_id, "b_nodes": chunk})]
+        return found
+
+    def count_done(self, connection: Connection, run_id: str, index: int) -> NodeRow:
+        """Count one more task as done; returns the node after it."""
+        key = {"b_run": run_id, "b_node": index}
+        if connection.dialect.update_returning:
+            done, total, status, cursor = connection.execute(self._count_done, key).one()
+            return NodeRow(index, status, total, done, cursor)
+        connection.execute(self._count_done_plain, key)
+        return NodeRow(*connection.execute(self._one, key).one())
+
+    def try_claim_launch(self, connection: Connection, run_id: str, index: int) -> bool:
+        """Move a blocked node to launching; True if this call did."""
+        return connection.execute(self._claim, {"b_run": run_id, "b_node": index}).rowcount == 1
+
+    def set_launched(self, connection: Connection, run_id: str, launches: Iterable[tuple[int, int, int]]) -> None:
+        """Record (index, tasks in all, tasks made so far) of launching nodes; those with all made are launched."""
+        rows = [
+            {
+                "b_run": run_id,
+                "b_node": index,
+                "b_total": total,
+                "b_cursor": cursor,
+                "b_status": "launched" if cursor == total else "launching",
+            }
+            for index, total, cursor in launches
+        ]
+        if rows:
+            connection.execute(self._launched, rows)
+
+    def end_at_launch(self, connection: Connection, run_id: str, ends: Iterable[tuple[int, str]]) -> None:
+        """Record (index, status) of nodes that ended without a task being sent: skipped, filtered, failed."""
+        rows = [
+            {"b_run": run_id, "b_node": index, "b_status": status, "b_done": int(status in CLOSED_NODE_STATUSES)}
+            for index, status in ends
+        ]
+        if rows:
+            connection.execute(self._ended_at_launch, rows)
+
+    def try_close(self, connection: Connection, run_id: str, index: int) -> bool:
+        """Close a launched node whose tasks are all done; True if this call did."""
+        return connection.execute(self._close, {"b_run": run_id, "b_node": index}).rowcount == 1
+
+    def reset(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
+        """Make nodes blocked again."""
+        rows: list[dict[str, Any]] = [{"b_run": run_id, "b_node": index} for index in indices]
+        if rows:
+            connection.execute(self._reset, rows)
+
+    def recount(self, connection: Connection, run_id: str, node: NodeRow) -> None:
+        """Set a node's state and counters to these."""
+        connection.execute(
+            self._recount,
+            {
+                "b_run": run_id,
+                "b_node": node.index,
+                "b_status": node.status,
+                "b_total": node.tasks_total,
+                "b_done": node.tasks_done,
+                "b_cursor": node.launch_cursor,
+            },
+        )

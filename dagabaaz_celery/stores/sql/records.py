@@ -1,0 +1,129 @@
+"""What the store hands out: rows as frozen values, and what a committed transaction still owes the world."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from dagabaaz_celery.constants import RunStatus
+from dagabaaz_celery.models import TaskArtifact
+
+OwedKind = Literal["callback", "cancel", "launch"]
+#: How a body's result is given back by ``run.result``: nothing, one value, or a list.
+ResultShape = Literal["none", "one", "many"]
+#: What an artifact was before it became one: its plain value is rebuilt from this.
+ArtifactShape = Literal["file", "record", "scalar"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """One run."""
+
+    id: str
+    pipeline: str
+    version: int | None
+    definition_hash: str
+    key: str | None
+    status: RunStatus
+    paused: bool
+    generation: int
+    nodes_total: int
+    nodes_done: int
+    error: dict[str, Any] | None
+    options: dict[str, Any]
+    created_at: int
+    ended_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    """One node of a run."""
+
+    index: int
+    status: str
+    tasks_total: int
+    tasks_done: int
+    launch_cursor: int = 0
+    opened_at: int | None = None
+    closed_at: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """A task to publish.
+
+    ``options`` are the Celery options given at its run's start; ``delay`` are the seconds until it is due.
+    """
+
+    attempt_id: str
+    task_id: str
+    run_id: str
+    node_index: int
+    definition_hash: str
+    retries: int
+    options: dict[str, Any]
+    delay: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The attempt at a task that an outcome speaks of; ``token`` None for a task that cannot be fenced."""
+
+    attempt_id: str
+    token: str | None
+    task_id: str
+    run_id: str
+    node_index: int
+    ordinal: int
+    number: int
+    retries: int
+    recoveries: int
+    worker_id: str | None
+    claimed_at: int | None
+    input_artifact_id: str | None
+    origin_artifact_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """Something to be done after a commit, at least once: a callback, a cancellation, the rest of a wide launch."""
+
+    id: str
+    run_id: str
+    kind: OwedKind
+    generation: int
+    node_index: int
+    status: RunStatus
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class NewArtifact:
+    """An artifact that a body produced, checked and ready to be stored; ``metadata_json`` is its metadata's text."""
+
+    artifact: TaskArtifact
+    shape: ArtifactShape
+    metadata_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskError:
+    """Why a task ended badly."""
+
+    type: str
+    message: str
+    traceback: str = ""
+
+
+@dataclass(slots=True)
+class Aftermath:
+    """What is to be done once the transaction has committed; the sweep does it if this process dies first."""
+
+    publish: list[Dispatch] = field(default_factory=list)
+    owed: list[Owed] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimRefused:
+    """Why a message must not start a body."""
+
+    attempt_id: str
+    reason: str

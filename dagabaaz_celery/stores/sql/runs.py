@@ -1,0 +1,235 @@
+"""Statements on runs and definitions, built once for a store."""
+
+import json
+from typing import Any
+
+from sqlalchemy import Connection, Insert, bindparam, func, insert, literal, not_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from dagabaaz_celery.constants import RunStatus
+from dagabaaz_celery.stores.sql.engine import now
+from dagabaaz_celery.stores.sql.records import RunRow
+from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables
+from dagabaaz_celery.stores.sql.tasks import select_first_open
+
+
+class RunRows:
+    """Runs and the definitions they were started from."""
+
+    def __init__(self, tables: Tables) -> None:
+        run, definition = tables.run, tables.definition
+        self._columns = (
+            run.c.id,
+            run.c.pipeline,
+            run.c.version,
+            run.c.definition_hash,
+            run.c.run_key,
+            run.c.status,
+            run.c.paused,
+            run.c.generation,
+            run.c.nodes_total,
+            run.c.nodes_done,
+            run.c.error,
+            run.c.options,
+            run.c.created_at,
+            run.c.ended_at,
+        )
+        self._tables = tables
+        by_id = run.c.id == bindparam("b_run")
+        self._select = select(*self._columns).where(by_id)
+        self._lock = self._select.with_for_update()
+        self._by_key = (
+            select(*self._columns)
+            .where(run.c.pipeline == bindparam("b_pipeline"), run.c.run_key == bindparam("b_key"))
+            .with_for_update()
+        )
+        self._input = select(run.c.input).where(by_id)
+        self._insert = insert(run).values(created_at=now())
+        self._insert_definition = insert(definition).values(created_at=now())
+        self._definition = select(definition.c.body).where(definition.c.hash == bindparam("b_hash"))
+        self._end = (
+            update(run)
+            .where(by_id, run.c.status.in_(OPEN_RUN_STATUSES))
+            .values(status=bindparam("b_status"), error=bindparam("b_error"), ended_at=now())
+        )
+        self._explain = (
+            update(run)
+            .where(by_id, run.c.status == RunStatus.FAILED, run.c.error.is_(None))
+            .values(error=bindparam("b_error"))
+        )
+        self._progress = update(run).where(by_id).values(nodes_done=bindparam("b_done"))
+        self._pause = update(run).where(by_id, run.c.status.in_(OPEN_RUN_STATUSES)).values(paused=bindparam("b_paused"))
+        self._reopen = (
+            update(run)
+            .where(by_id, run.c.status.not_in((*OPEN_RUN_STATUSES, RunStatus.COMPLETED)))
+            .values(
+                status=RunStatus.RUNNING,
+                generation=run.c.generation + 1,
+                error=None,
+                ended_at=None,
+                paused=literal(False),
+            )
+        )
+        task = tables.task
+        self._stalled = (
+            select(run.c.id)
+            .where(
+                run.c.status == RunStatus.RUNNING,
+                not_(run.c.paused),
+                *(select_first_open(task, run, task.c.status == each).is_(None) for each in OPEN_TASK_STATUSES),
+            )
+            .limit(bindparam("b_limit"))
+        )
+
+    def insert_or_nothing(self, connection: Connection, **values: Any) -> bool:
+        """Insert a run; False when its id or key is taken."""
+        return insert_or_nothing(connection, self._insert, **values)
+
+    def get(self, connection: Connection, run_id: str) -> RunRow | None:
+        """The run, read without a lock."""
+        return _to_run(connection.execute(self._select, {"b_run": run_id}).one_or_none())
+
+    def lock(self, connection: Connection, run_id: str) -> RunRow | None:
+        """The run as committed now, locked until the end of the transaction."""
+        return _to_run(connection.execute(self._lock, {"b_run": run_id}).one_or_none())
+
+    def lock_by_key(self, connection: Connection, pipeline: str, key: str) -> RunRow | None:
+        """The run of a pipeline that has this key."""
+        return _to_run(connection.execute(self._by_key, {"b_pipeline": pipeline, "b_key": key}).one_or_none())
+
+    def get_input_text(self, connection: Connection, run_id: str) -> str:
+        """The run's input, canonical JSON."""
+        return str(connection.execute(self._input, {"b_run": run_id}).scalar_one())
+
+    def ensure_definition(self, connection: Connection, digest: str, body: str) -> None:
+        """Store a definition unless it is there."""
+        if connection.execute(self._definition, {"b_hash": digest}).first() is None:
+            insert_or_nothing(connection, self._insert_definition, hash=digest, body=body)
+
+    def get_definition_body(self, connection: Connection, digest: str) -> str | None:
+        """A definition's JSON."""
+        body: str | None = connection.execute(self._definition, {"b_hash": digest}).scalar_one_or_none()
+        return body
+
+    def try_end(self, connection: Connection, run_id: str, status: RunStatus, error: str | None) -> bool:
+        """Move an open run to a terminal status; True if this call did. ``error`` is JSON text."""
+        values = {"b_run": run_id, "b_status": status.value, "b_error": error}
+        return connection.execute(self._end, values).rowcount == 1
+
+    def explain_failure(self, connection: Connection, run_id: str, error: str) -> None:
+        """Give a failed run its error if it has none. ``error`` is JSON text."""
+        connection.execute(self._explain, {"b_run": run_id, "b_error": error})
+
+    def set_nodes_done(self, connection: Connection, run_id: str, done: int) -> None:
+        """Store how many nodes are closed."""
+        connection.execute(self._progress, {"b_run": run_id, "b_done": done})
+
+    def try_set_paused(self, connection: Connection, run_id: str, paused: bool) -> bool:
+        """Hold or release an open run; False when it is not open."""
+        return connection.execute(self._pause, {"b_run": run_id, "b_paused": paused}).rowcount == 1
+
+    def try_reopen(self, connection: Connection, run_id: str) -> bool:
+        """Make a run that failed, crashed or was cancelled run again, in the next generation."""
+        return connection.execute(self._reopen, {"b_run": run_id}).rowcount == 1
+
+    def find_stalled(self, connection: Connection, limit: int) -> list[str]:
+        """Running runs that have no open task: something they were owed was lost, or their end is being committed."""
+        return list(connection.execute(self._stalled, {"b_limit": limit}).scalars())
+
+    def search(
+        self, connection: Connection, *, pipeline: str | None, status: str | None, limit: int, before: str | None
+    ) -> list[RunRow]:
+        """Runs, newest first."""
+        run = self._tables.run
+        query = select(*self._columns).order_by(run.c.id.desc()).limit(limit)
+        if pipeline is not None:
+            query = query.where(run.c.pipeline == pipeline)
+        if status is not None:
+            query = query.where(run.c.status == status)
+        if before is not None:
+            query = query.where(run.c.id < before)
+        return [row for row in map(_to_run, connection.execute(query)) if row is not None]
+
+
+class PipelineRows:
+    """Pipelines that users saved: name, version, and the definition it stands for."""
+
+    def __init__(self, tables: Tables) -> None:
+        pipeline, definition = tables.pipeline, tables.definition
+        by_name = pipeline.c.name == bindparam("b_name")
+        joined = (
+            select(pipeline.c.version, definition.c.body)
+            .join(definition, definition.c.hash == pipeline.c.definition_hash)
+            .where(by_name)
+        )
+        self._latest = joined.order_by(pipeline.c.version.desc()).limit(1)
+        self._exact = joined.where(pipeline.c.version == bindparam("b_version"))
+        self._hash = select(pipeline.c.definition_hash).where(by_name, pipeline.c.version == bindparam("b_version"))
+        self._insert = insert(pipeline).values(created_at=now())
+        self._names = select(pipeline.c.name, func.max(pipeline.c.version)).group_by(pipeline.c.name)
+
+    def get(self, connection: Connection, name: str, version: int | None) -> tuple[int, str] | None:
+        """Version and definition JSON, of the latest version when none is given."""
+        statement = self._latest if version is None else self._exact
+        row = connection.execute(statement, {"b_name": name, "b_version": version}).first()
+        return None if row is None else (row[0], row[1])
+
+    def get_hash(self, connection: Connection, name: str, version: int) -> str | None:
+        """The definition hash of one version."""
+        digest: str | None = connection.execute(self._hash, {"b_name": name, "b_version": version}).scalar_one_or_none()
+        return digest
+
+    def insert_or_nothing(self, connection: Connection, name: str, version: int, digest: str) -> bool:
+        """Add a version; False when it is there."""
+        return insert_or_nothing(connection, self._insert, name=name, version=version, definition_hash=digest)
+
+    def list_names(self, connection: Connection) -> dict[str, int]:
+        """Every saved name with its latest version."""
+        return {row[0]: row[1] for row in connection.execute(self._names)}
+
+
+def insert_or_nothing(connection: Connection, statement: Insert, **values: Any) -> bool:
+    """Insert a row in a savepoint; False when its key is taken, which leaves the transaction usable."""
+    try:
+        with connection.begin_nested():
+            connection.execute(statement, values)
+    except IntegrityError:
+        return False
+    return True
+
+
+def _to_run(row: Any) -> RunRow | None:
+    if row is None:
+        return None
+    (
+        id_,
+        pipeline,
+        version,
+        digest,
+        key,
+        status,
+        paused,
+        generation,
+        total,
+        done,
+        error,
+        options,
+        created_at,
+        ended_at,
+    ) = row
+    return RunRow(
+        id=id_,
+        pipeline=pipeline,
+        version=version,
+        definition_hash=digest,
+        key=key,
+        status=RunStatus(status),
+        paused=bool(paused),
+        generation=generation,
+        nodes_total=total,
+        nodes_done=done,
+        error=None if error is None else json.loads(error),
+        options=json.loads(options),
+        created_at=created_at,
+        ended_at=ended_at,
+    )

@@ -1,0 +1,855 @@
+"""The SQL store: every event of the state machine, each one transaction that reports what it owes the world."""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from dagabaaz_celery import orchestrator
+from dagabaaz_celery.constants import (
+    RUN_RETRYABLE_STATUSES,
+    RUN_TERMINAL_STATUSES,
+    TASK_RETRYABLE_STATUSES,
+    RunStatus,
+    TaskStatus,
+)
+from dagabaaz_celery.errors import KeyConflict, RunStateError, UnknownRun
+from dagabaaz_celery.filter import assign_origin
+from dagabaaz_celery.models import TaskArtifact
+from dagabaaz_celery.pipeline import Definition
+from dagabaaz_celery.retry import compute_retry_boundary, retry_run
+from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
+from dagabaaz_celery.stores.sql.engine import Database, call_while_alive
+from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.stores.sql.records import (
+    Aftermath,
+    Attempt,
+    ClaimRefused,
+    Dispatch,
+    NewArtifact,
+    NodeRow,
+    Owed,
+    OwedKind,
+    ResultShape,
+    RunRow,
+    TaskError,
+)
+from dagabaaz_celery.stores.sql.schema import open_schema
+from dagabaaz_celery.stores.sql.tables import build_tables, is_id, new_id
+from dagabaaz_celery.stores.sql.tasks import ID_CHUNK
+from dagabaaz_celery.stores.sql.transaction import MICROSECONDS, Rows, RunTransaction, StorePolicy
+from dagabaaz_celery.task_input import build_task_input, resolve_task_bindings
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_CANCEL_BATCH = 1000
+# The store records a run's end with its callback; nothing is called inside a transaction.
+_NO_CALLBACKS = orchestrator.OrchestratorCallbacks(*(lambda run_id: None,) * 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The run that a start gave; ``created`` is False when its key was taken by an equal run."""
+
+    run: RunRow
+    created: bool
+    aftermath: Aftermath
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An attempt with what its outcome needs to be recorded."""
+
+    attempt: Attempt
+    definition_hash: str
+    input_origin_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A claim that won: the work and its input, or the reason why the input could not be made."""
+
+    work: Work
+    input: dict[str, Any]
+    input_error: Exception | None
+
+
+class SqlStore:
+    """Runs and their barriers in a SQL database, behind one SQLAlchemy URL.
+
+    Nothing connects until the first call. Every method is one transaction, or several small ones where it says so.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "dagabaaz_",
+        schema: str | None = None,
+        policy: StorePolicy | None = None,
+        auto_migrate: bool = True,
+    ) -> None:
+        self.url = url
+        self.policy = policy or StorePolicy()
+        self.tables = build_tables(prefix, schema)
+        self.rows = Rows(self.tables)
+        self.database = Database(url)
+        self.definitions = DefinitionCache(self.rows.runs)
+        self._auto_migrate = auto_migrate
+        self._id: str | None = None
+        self._reset_lock()
+        os.register_at_fork(after_in_child=call_while_alive(self._reset_lock))
+
+    def _reset_lock(self) -> None:
+        """A forked child starts with a lock that nobody holds."""
+        self._opening = threading.Lock()
+
+    @property
+    def id(self) -> str:
+        """The store's own id; its first use checks the store and, where allowed, brings its schema up to date."""
+        if self._id is None:
+            with self._opening:
+                self._id = self._id or open_schema(self.database, self.tables, may_migrate=self._auto_migrate)
+        return self._id
+
+    def close(self) -> None:
+        """Close every pooled connection."""
+        self.database.close()
+
+    # -- definitions
+
+    def save_pipeline(self, definition: Definition, version: int | None) -> int:
+        """Store a version of a pipeline and return it; None: the next free one, or the latest if nothing changed."""
+        digest, body = definition.content_hash(), definition.to_json()
+
+        def work(connection: Connection) -> int:
+            self.rows.runs.ensure_definition(connection, digest, body)
+            latest = self.rows.pipelines.get(connection, definition.name, None)
+            number = version
+            if number is None:
+                number = 1 if latest is None else latest[0] + 1
+                if (
+                    latest is not None
+                    and self.rows.pipelines.get_hash(connection, definition.name, latest[0]) == digest
+                ):
+                    return latest[0]
+            self.rows.pipelines.insert_or_nothing(connection, definition.name, number, digest)
+            if self.rows.pipelines.get_hash(connection, definition.name, number) != digest:
+                raise KeyConflict(
+                    f"Version {number} of pipeline {definition.name!r} is stored with another definition, and runs may "
+                    "use it. Save the change under a new version, or leave the version out to get the next one."
+                )
+            return number
+
+        return self.transact(work)
+
+    def find_pipeline(self, name: str, version: int | None) -> tuple[int, Definition] | None:
+        """A saved pipeline, its latest version when none is given."""
+        with self.read() as connection:
+            found = self.rows.pipelines.get(connection, name, version)
+        return None if found is None else (found[0], Definition.from_json(found[1]))
+
+    def list_pipelines(self) -> dict[str, int]:
+        """Saved pipelines with their latest version."""
+        with self.read() as connection:
+            return self.rows.pipelines.list_names(connection)
+
+    def definition_of(self, digest: str) -> CachedDefinition:
+        """The definition that a run was started from."""
+        found = self.definitions.peek(digest)
+        if found is not None:
+            return found
+        with self.read() as connection:
+            return self.definitions.get(connection, digest)
+
+    # -- start
+
+    def start(
+        self,
+        definition: Definition,
+        input_text: str,
+        *,
+        run_id: str,
+        key: str | None = None,
+        version: int | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> Started:
+        """Create a run and launch its roots; the same key with the same input gives the run that has it.
+
+        ``run_id`` is the caller's, so that a repeat after a lost answer finds the run. Raises KeyConflict.
+        """
+        digest = definition.content_hash()
+        cached = self.definitions.put(digest, definition)
+
+        def work(connection: Connection) -> Started:
+            existing = self._find_started(connection, definition.name, key, run_id)
+            if existing is None and not self._insert_run(
+                connection,
+                definition,
+                digest,
+                input_text,
+                run_id=run_id,
+                key=key,
+                version=version,
+                options=options or {},
+            ):
+                existing = self._find_started(connection, definition.name, key, run_id)
+            if existing is not None:
+                self._refuse_other_input(connection, existing, input_text)
+                return Started(existing, existing.id == run_id, Aftermath())
+            transaction = self.transaction(connection, run_id)
+            orchestrator.start_run(transaction, run_id, definition.nodes, topology=cached.topology)
+            transaction.flush()
+            return Started(transaction.run, True, transaction.aftermath)
+
+        return self.transact(work)
+
+    def _find_started(self, connection: Connection, pipeline: str, key: str | None, run_id: str) -> RunRow | None:
+        if key is not None:
+            return self.rows.runs.lock_by_key(connection, pipeline, key)
+        return self.rows.runs.get(connection, run_id)
+
+    def _insert_run(
+        self, connection: Connection, definition: Definition, digest: str, input_text: str, **given: Any
+    ) -> bool:
+        self.rows.runs.ensure_definition(connection, digest, definition.to_json())
+        inserted = self.rows.runs.insert_or_nothing(
+            connection,
+            id=given["run_id"],
+            pipeline=definition.name,
+            version=given["version"],
+            definition_hash=digest,
+            run_key=given["key"],
+            input=input_text,
+            options=json.dumps(given["options"]),
+            status=RunStatus.RUNNING.value,
+            paused=False,
+            generation=1,
+            nodes_total=len(definition.nodes),
+            nodes_done=0,
+            rollback_status="none",
+        )
+        if inserted:
+            self.rows.nodes.insert(connection, given["run_id"], len(definition.nodes))
+        return inserted
+
+    def _refuse_other_input(self, connection: Connection, existing: RunRow, input_text: str) -> None:
+        if self.rows.runs.get_input_text(connection, existing.id) != input_text:
+            raise KeyConflict(
+                f"Pipeline {existing.pipeline!r} already has a run with key {existing.key!r} ({existing.id}), "
+                "started with other input. Use another key for other work; the run was left as it is."
+            )
+
+    # -- claim
+
+    def claim(
+        self, attempt_id: str, token: str, worker_id: str | None, *, may_hand_back: bool = True
+    ) -> Claimed | ClaimRefused:
+        """Start an attempt's body if nobody did; the input is read in the same transaction.
+
+        ``may_hand_back``: an attempt refused for a pause is owed again; not so for one whose body runs all the same.
+        """
+
+        def work(connection: Connection) -> Claimed | ClaimRefused:
+            attempt = self.rows.tasks.try_claim(connection, attempt_id, token, worker_id)
+            if attempt is None:
+                reason = self.rows.tasks.explain_refusal(connection, attempt_id)
+                if may_hand_back and self.rows.tasks.hand_back(connection, attempt_id):
+                    reason += "; it is owed again"
+                return ClaimRefused(attempt_id, reason)
+            return self._read_input(connection, attempt)
+
+        return self.transact(work)
+
+    def lend_to_celery(self, attempt_id: str, *, delay: float, retries: int) -> None:
+        """Celery itself sends a running attempt again after ``delay`` seconds; the sweep does, should that be lost."""
+        lease = int(delay * MICROSECONDS) + self._publish_lease
+        self.transact(lambda connection: self.rows.tasks.lend(connection, attempt_id, lease=lease, retries=retries))
+
+    def read_input(self, attempt_id: str) -> Claimed | None:
+        """The input of a task that is not fenced, for its message; None when the attempt is not current."""
+        with self.read() as connection:
+            attempt = self.rows.tasks.find_attempt(connection, attempt_id)
+            return None if attempt is None else self._read_input(connection, attempt)
+
+    def find_work(self, attempt_id: str) -> Work | None:
+        """The work whose current attempt this is, as an unfenced outcome needs it."""
+        with self.read() as connection:
+            attempt = self.rows.tasks.find_attempt(connection, attempt_id)
+            return None if attempt is None else self._find_context(connection, attempt)[0]
+
+    def _find_context(self, connection: Connection, attempt: Attempt) -> tuple[Work, TaskArtifact | None]:
+        """The work of an attempt, and its input artifact."""
+        found = self.rows.artifacts.get_with_definition(connection, attempt.run_id, attempt.input_artifact_id)
+        if found is None:
+            raise UnknownRun(
+                f"The store has task {attempt.task_id} and not its run {attempt.run_id}: rows were deleted."
+            )
+        digest, artifact = found
+        return Work(attempt, digest, None if artifact is None else artifact.origin_artifact_id), artifact
+
+    def _read_input(self, connection: Connection, attempt: Attempt) -> Claimed:
+        work, artifact = self._find_context(connection, attempt)
+        cached = self.definitions.get(connection, work.definition_hash)
+        transaction = self.transaction(connection, attempt.run_id)
+        if artifact is not None and attempt.input_artifact_id is not None:
+            transaction.note_artifact(attempt.input_artifact_id, artifact)
+        try:
+            return Claimed(work, _assemble_input(transaction, attempt, cached), None)
+        except (ValueError, LookupError, TypeError) as error:
+            return Claimed(work, {}, error)
+
+    # -- outcome
+
+    def complete(self, work: Work, artifacts: Sequence[NewArtifact], shape: ResultShape) -> Aftermath | None:
+        """Record a success and advance the run; None when the attempt lost its guard and nothing was changed."""
+
+        def transition(connection: Connection) -> Aftermath | None:
+            attempt = work.attempt
+            if not self.rows.tasks.try_complete(connection, attempt, shape):
+                return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, TaskStatus.COMPLETED))
+            self.rows.artifacts.insert(connection, self._artifact_rows(connection, work, artifacts))
+            node = self.rows.nodes.count_done(connection, attempt.run_id, attempt.node_index)
+            if node.tasks_done < node.tasks_total:
+                return Aftermath()
+            return self._advance(connection, attempt, node)
+
+        return self.transact(transition)
+
+    def _advance(self, connection: Connection, attempt: Attempt, node: NodeRow) -> Aftermath:
+        """The completion that closes its node looks at what became ready, the run being locked."""
+        transaction = self.transaction(connection, attempt.run_id)
+        transaction.note_settled(attempt)
+        if transaction.run.status != RunStatus.RUNNING:
+            return Aftermath()
+        transaction.note_node(node)
+        transaction.close_node(node.index)
+        topology = transaction.definition.topology
+        children = topology.children[node.index]
+        transaction.load_nodes([*children, *(dep for child in children for dep in topology.deps[child])])
+        orchestrator.on_task_complete(
+            transaction,
+            task_id=attempt.task_id,
+            callbacks=_NO_CALLBACKS,
+            resolve_passthrough=transaction.definition.definition.is_passthrough,
+            max_fan_out=self.policy.max_fan_out,
+            topology=topology,
+        )
+        transaction.flush()
+        return transaction.aftermath
+
+    def fail(self, work: Work, error: TaskError, status: TaskStatus = TaskStatus.FAILED) -> Aftermath | None:
+        """Record a failure (or CRASHED, or CANCELLED) and end the run; None when the attempt lost its guard."""
+
+        def transition(connection: Connection) -> Aftermath | None:
+            attempt = work.attempt
+            if not self.rows.tasks.try_end(connection, attempt, status, json.dumps(asdict(error))):
+                return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, status))
+            transaction = self.transaction(connection, attempt.run_id)
+            transaction.note_settled(attempt)
+            transaction.explain(error, node=transaction.slug(attempt.node_index), task_id=attempt.task_id)
+            message = f"{error.type}: {error.message}" if error.type else error.message
+            if status is TaskStatus.CANCELLED:
+                orchestrator.abort_run(
+                    transaction,
+                    run_id=attempt.run_id,
+                    reason=message,
+                    callbacks=_NO_CALLBACKS,
+                    status=RunStatus.CANCELLED,
+                )
+            elif status is TaskStatus.CRASHED:
+                orchestrator.on_task_crashed(
+                    transaction, task_id=attempt.task_id, error_message=message, callbacks=_NO_CALLBACKS
+                )
+            else:
+                orchestrator.on_task_failed(
+                    transaction, task_id=attempt.task_id, error_message=message, callbacks=_NO_CALLBACKS
+                )
+            transaction.flush()
+            return transaction.aftermath
+
+        return self.transact(transition)
+
+    def retry_attempt(self, work: Work, *, delay: float, retries: int, error: TaskError) -> Aftermath | None:
+        """Replace an attempt by the next one, due after ``delay`` seconds; None when it lost its guard."""
+        return self._supersede(work, delay=delay, retries=retries, recoveries=work.attempt.recoveries, reason=error)
+
+    def rescue(self, work: Work, reason: TaskError, max_recoveries: int) -> Aftermath | None:
+        """Dispatch lost work again, or crash it when it was lost too often or may not run twice.
+
+        None when the attempt was not lost after all: its guard did not hold.
+        """
+        on_lost = self.definition_of(work.definition_hash).definition.on_lost_of(work.attempt.node_index)
+        if on_lost == "crash":
+            return self.fail(work, _with(reason, 'and its node says on_lost="crash"'), TaskStatus.CRASHED)
+        if work.attempt.recoveries >= max_recoveries:
+            limit = f"and the task was lost {max_recoveries + 1} times (dagabaaz_max_recoveries is {max_recoveries})"
+            return self.fail(work, _with(reason, limit), TaskStatus.CRASHED)
+        attempt = work.attempt
+        return self._supersede(work, delay=0, retries=attempt.retries, recoveries=attempt.recoveries + 1, reason=reason)
+
+    def _supersede(
+        self, work: Work, *, delay: float, retries: int, recoveries: int, reason: TaskError
+    ) -> Aftermath | None:
+        new_attempt_id = new_id()
+        attempt = work.attempt
+        is_short = delay <= self.policy.short_delay
+
+        def transition(connection: Connection) -> Aftermath | None:
+            won = self.rows.tasks.try_supersede(
+                connection,
+                attempt,
+                new_attempt_id,
+                retries=retries,
+                recoveries=recoveries,
+                delay=int(delay * MICROSECONDS),
+                # A delay within a sweep's time is left to the broker; should that lose it, the sweep has it then.
+                lease=int(delay * MICROSECONDS) + self._publish_lease if is_short else -1,
+                reason=reason,
+            )
+            if not won:
+                return self._answer_repeat(self.rows.tasks.is_superseded(connection, attempt))
+            if not is_short:
+                return Aftermath()
+            dispatch = Dispatch(
+                new_attempt_id,
+                attempt.task_id,
+                attempt.run_id,
+                attempt.node_index,
+                work.definition_hash,
+                retries,
+                self.require_run(connection, attempt.run_id).options,
+                delay,
+            )
+            return Aftermath(publish=[dispatch])
+
+        return self.transact(transition)
+
+    def _answer_repeat(self, is_own: bool) -> Aftermath | None:
+        """A lost guard is done, not refused, when what is recorded is this very call, made before and not answered.
+
+        What its commit owed is leased to nobody for long: the sweep does it.
+        """
+        return Aftermath() if is_own else None
+
+    def _artifact_rows(
+        self, connection: Connection, work: Work, artifacts: Sequence[NewArtifact]
+    ) -> list[dict[str, Any]]:
+        if not artifacts:
+            return []
+        attempt = work.attempt
+        topology = self.definitions.get(connection, work.definition_hash).topology
+        node = topology.nodes[attempt.node_index]
+        rows = []
+        for ordinal, new in enumerate(artifacts):
+            artifact_id = new_id()
+            origin = assign_origin(
+                node=node,
+                is_root=not topology.deps[attempt.node_index],
+                artifact_id=artifact_id,
+                input_artifact_id=attempt.input_artifact_id,
+                input_origin_id=work.input_origin_id,
+                group_origin_id=attempt.origin_artifact_id,
+            )
+            rows.append(
+                {
+                    "id": artifact_id,
+                    "run_id": attempt.run_id,
+                    "node_index": attempt.node_index,
+                    "task_id": attempt.task_id,
+                    "task_ordinal": attempt.ordinal,
+                    "ordinal": ordinal,
+                    "shape": new.shape,
+                    "file_path": new.artifact.file_path,
+                    "file_name": new.artifact.file_name,
+                    "file_size": new.artifact.file_size,
+                    "mime_type": new.artifact.mime_type,
+                    "metadata": new.metadata_json,
+                    "origin_artifact_id": origin,
+                }
+            )
+        return rows
+
+    # -- the run as a whole
+
+    def cancel(self, run_id: str, reason: str) -> Aftermath:
+        """Cancel an open run alone; its tasks follow by ``cancel_rest``. A run that has ended is left as it is."""
+
+        def work(connection: Connection) -> Aftermath:
+            transaction = self.transaction(connection, run_id)
+            transaction.explain(TaskError("Cancelled", reason), node=None, task_id=None)
+            orchestrator.abort_run(
+                transaction, run_id=run_id, reason=reason, callbacks=_NO_CALLBACKS, status=RunStatus.CANCELLED
+            )
+            transaction.flush()
+            return transaction.aftermath
+
+        return self.transact(work)
+
+    def cancel_rest(self, owed: Owed) -> list[str]:
+        """Cancel the open tasks of a run that ended, in batches; returns the attempt ids that were running."""
+        running: list[str] = []
+        error = json.dumps(asdict(TaskError("Cancelled", f"the run is {owed.status}")))
+
+        def batch(connection: Connection) -> bool:
+            tasks = self.rows.tasks.lock_open(connection, owed.run_id, _CANCEL_BATCH)
+            run = self.rows.runs.lock(connection, owed.run_id)
+            if not tasks or run is None or run.status not in RUN_TERMINAL_STATUSES:
+                self.rows.owed.delete(connection, owed.id)
+                return False
+            self.rows.tasks.cancel(connection, [task_id for task_id, _, _ in tasks], error)
+            running.extend(attempt_id for _, attempt_id, status in tasks if status == TaskStatus.RUNNING)
+            return True
+
+        while self.transact(batch):
+            pass
+        return running
+
+    def continue_launch(self, owed: Owed) -> Aftermath:
+        """Make the next batch of a wide launch; deletes what was owed when it was the last, or the run has ended."""
+
+        def work(connection: Connection) -> Aftermath:
+            transaction = self.transaction(connection, owed.run_id)
+            run, node = transaction.run, transaction.node(owed.node_index)
+            if run.status != RunStatus.RUNNING or run.generation != owed.generation or node.status != "launching":
+                self.rows.owed.delete(connection, owed.id)
+                return Aftermath()
+            items = self._plan_again(transaction, node)
+            if len(items) != node.tasks_total:
+                self._report_changed_launch(transaction, node, len(items))
+                self.rows.owed.postpone(connection, owed.id, self._publish_lease)
+                return Aftermath()
+            if transaction.continue_launch(owed.node_index, items):
+                self.rows.owed.postpone(connection, owed.id, self._publish_lease)
+                transaction.aftermath.owed.append(owed)
+            else:
+                self.rows.owed.delete(connection, owed.id)
+            return transaction.aftermath
+
+        return self.transact(work)
+
+    def _plan_again(self, transaction: RunTransaction, node: NodeRow) -> list[tuple[str | None, str | None]]:
+        """All (input artifact, origin) items of a node that is being launched, in the order of its first plan."""
+        plan = orchestrator.plan_node_launch(
+            transaction,
+            transaction.run_id,
+            node.index,
+            transaction.definition.topology,
+            max_fan_out=node.tasks_total,  # it was judged when the launch began, maybe by another process's setting
+        )
+        return [(None, item) if plan.kind == "grouped" else (item, None) for item in plan.items]
+
+    def _report_changed_launch(self, transaction: RunTransaction, node: NodeRow, count: int) -> None:
+        logger.critical(
+            "node %r of run %s was to get %d tasks and would now get %d: artifacts were changed in the database. "
+            "The rest of its tasks is not made; restore the artifacts, or cancel the run",
+            transaction.slug(node.index),
+            transaction.run_id,
+            node.tasks_total,
+            count,
+        )
+
+    def retry(self, run_id: str) -> Aftermath:
+        """Run again, in the next generation, what did not complete. Raises RunStateError, UnknownRun."""
+
+        def work(connection: Connection) -> Aftermath:
+            transaction = self.transaction(connection, run_id)
+            # Locks in the order task, node, run: outcomes of the old generation may still be arriving.
+            self.rows.tasks.lock_of_run(connection, run_id)
+            self.rows.nodes.get_all(connection, run_id, lock=True)
+            if transaction.run.status not in RUN_RETRYABLE_STATUSES or not transaction.set_reopened():
+                raise RunStateError(
+                    f"Run {run_id} is {transaction.run.status}: only a run that failed, crashed or was cancelled can "
+                    "be retried. Start a new run, or wait for this one to end."
+                )
+            self.rows.owed.delete_of_run(connection, run_id, ["cancel", "launch"])
+            self._cancel_leftovers(connection, run_id)
+            self._redispatch(transaction)
+            self._reconcile(transaction)
+            transaction.flush()
+            return transaction.aftermath
+
+        return self.transact(work)
+
+    def _cancel_leftovers(self, connection: Connection, run_id: str) -> None:
+        """Tasks that the old generation's cancellation had not reached yet."""
+        while tasks := self.rows.tasks.lock_open(connection, run_id, _CANCEL_BATCH):
+            self.rows.tasks.cancel(
+                connection, [task[0] for task in tasks], json.dumps(asdict(TaskError("Cancelled", "retried")))
+            )
+
+    def _redispatch(self, transaction: RunTransaction) -> None:
+        nodes = transaction.load_all_nodes()
+        completed = transaction.get_completed_node_indices(transaction.run_id)
+        counts = self.rows.tasks.count_by_status(transaction.connection, transaction.run_id)
+
+        def has_failure(index: int) -> bool:
+            return any(status in counts.get(index, ()) for status in TASK_RETRYABLE_STATUSES)
+
+        boundary = compute_retry_boundary(
+            completed, {node.index for node in nodes if node.status != "blocked"}, len(nodes), has_failure
+        )
+        # A launch that the run's end cut short, its tasks so far completed, has nothing to repeat: it goes on.
+        resumed = [node.index for node in nodes if node.status == "launching" and not has_failure(node.index)]
+        for index in resumed:
+            transaction.owe("launch", transaction.run.status, index)
+        boundary = replace(boundary, downstream=[index for index in boundary.downstream if index not in resumed])
+        transaction.set_nodes_done(sum(node.status in ("completed", "skipped", "filtered") for node in nodes))
+        retry_run(transaction, transaction.run_id, transaction.definition.definition.nodes, boundary)
+        transaction.flush_redispatched()
+
+    def reconcile(self, run_id: str) -> Aftermath:
+        """Look at every node of a running run: close what is complete, launch what is ready, end what is over."""
+
+        def work(connection: Connection) -> Aftermath:
+            transaction = self.transaction(connection, run_id)
+            if transaction.run.status != RunStatus.RUNNING:
+                return Aftermath()
+            self._reconcile(transaction)
+            transaction.flush()
+            return transaction.aftermath
+
+        return self.transact(work)
+
+    def _reconcile(self, transaction: RunTransaction) -> None:
+        for node in transaction.load_all_nodes():
+            if node.status == "launched" and node.tasks_done == node.tasks_total:
+                transaction.close_node(node.index)
+        orchestrator.reconcile_run(
+            transaction,
+            transaction.run_id,
+            callbacks=_NO_CALLBACKS,
+            resolve_passthrough=transaction.definition.definition.is_passthrough,
+            max_fan_out=self.policy.max_fan_out,
+            topology=transaction.definition.topology,
+        )
+
+    def set_paused(self, run_id: str, paused: bool) -> None:
+        """Hold or release an open run. Raises RunStateError, UnknownRun."""
+
+        def work(connection: Connection) -> None:
+            run = self.require_run(connection, run_id)
+            if not self.rows.runs.try_set_paused(connection, run_id, paused):
+                raise RunStateError(f"Run {run_id} is {run.status}: only an open run can be paused or resumed.")
+
+        self.transact(work)
+
+    # -- publishing and what is owed
+
+    def lease_due_tasks(self, limit: int) -> list[Dispatch]:
+        """Take tasks that are owed to the queue; whoever took them publishes them."""
+        return self.transact(
+            lambda connection: self.rows.tasks.lease_due(connection, limit=limit, lease=self._publish_lease)
+        )
+
+    def mark_queued(self, attempt_ids: Sequence[str], queue: str | None = None) -> None:
+        """Record that these attempts were published to a queue (None: unknown, their loss goes unnoticed)."""
+        lease = self._publish_lease
+        for start in range(0, len(attempt_ids), ID_CHUNK):
+            chunk = attempt_ids[start : start + ID_CHUNK]
+            self.transact(lambda c, chunk=chunk: self.rows.tasks.mark_queued(c, chunk, queue, lease))  # type: ignore[misc]
+
+    def list_waiting_queues(self) -> dict[str, int]:
+        """Queues in which a published task has waited for long, with the number of all that wait there."""
+        with self.read() as connection:
+            return self.rows.tasks.list_waiting_queues(connection)
+
+    def count_queued_among(self, queue: str, attempt_ids: Sequence[str]) -> int:
+        """How many of these attempts are published to the queue and not claimed."""
+        with self.read() as connection:
+            return self.rows.tasks.count_queued_among(connection, queue, attempt_ids)
+
+    def find_lost_candidates(self, queue: str, held: Sequence[str], limit: int) -> list[str]:
+        """Attempts that wait longest in a queue, beyond their lease, those in ``held`` left out."""
+        with self.read() as connection:
+            return self.rows.tasks.find_lost_candidates(connection, queue, held, limit)
+
+    def lease_lost_tasks(self, attempt_ids: Sequence[str]) -> list[Dispatch]:
+        """Take attempts whose messages are lost; whoever took them sends them again."""
+        return self.transact(
+            lambda connection: self.rows.tasks.lease_lost(connection, attempt_ids, self._publish_lease)
+        )
+
+    def release(self, attempt_ids: Sequence[str]) -> None:
+        """These could not be published: whoever sweeps next may."""
+        self.transact(lambda connection: self.rows.tasks.release(connection, attempt_ids))
+
+    def set_progress(self, attempt: Attempt, done: int, total: int) -> None:
+        """Show how far a running attempt is."""
+        self.transact(lambda connection: self.rows.tasks.set_progress(connection, attempt, done, total))
+
+    def is_current(self, attempt_id: str) -> bool:
+        """Whether an attempt may still report an outcome that counts."""
+        with self.read() as connection:
+            return self.rows.tasks.is_current(connection, attempt_id)
+
+    def return_unknown(self, attempt_id: str, pause: float) -> None:
+        """Owe an unclaimed attempt again after ``pause`` seconds; one that is not waiting any more is left alone."""
+        self.transact(
+            lambda connection: self.rows.tasks.hand_back(connection, attempt_id, delay=int(pause * MICROSECONDS))
+        )
+
+    def lease_owed(self, limit: int, kinds: Sequence[OwedKind] = ("callback", "cancel", "launch")) -> list[Owed]:
+        """Take what is due; whoever took it does it."""
+        return self.transact(
+            lambda connection: self.rows.owed.lease_due(connection, kinds, limit=limit, lease=self._publish_lease)
+        )
+
+    def renew_owed(self, owed: Owed) -> None:
+        """Whoever took it is still at it."""
+        self.transact(lambda connection: self.rows.owed.postpone(connection, owed.id, self._publish_lease))
+
+    def settle_owed(self, owed: Owed) -> None:
+        """It is done."""
+        self.transact(lambda connection: self.rows.owed.delete(connection, owed.id))
+
+    def postpone_owed(self, owed: Owed, seconds: float) -> None:
+        """It failed: try again later."""
+        self.transact(lambda connection: self.rows.owed.postpone(connection, owed.id, int(seconds * MICROSECONDS)))
+
+    def find_stalled_runs(self, limit: int) -> list[str]:
+        """Running runs with nothing open: to be reconciled."""
+        with self.read() as connection:
+            return self.rows.runs.find_stalled(connection, limit)
+
+    def seconds_to_next_due(self) -> float | None:
+        """How long until the next delayed task is due; None when there is none."""
+        with self.read() as connection:
+            return self.rows.tasks.seconds_to_next_due(connection)
+
+    # -- workers
+
+    def announce_worker(self, worker: WorkerRow) -> None:
+        """Make a worker known before it claims anything."""
+        self.transact(lambda connection: self.rows.workers.insert(connection, worker))
+
+    def beat(self, worker_id: str, *, queues: Sequence[str], plugins: Sequence[str], holding: Sequence[str]) -> bool:
+        """Count a heartbeat with what the worker holds; False when it was taken for dead."""
+        return self.transact(
+            lambda connection: self.rows.workers.try_beat(
+                connection, worker_id, queues=queues, plugins=plugins, holding=holding
+            )
+        )
+
+    def list_workers(self) -> list[WorkerRow]:
+        """Workers that announced themselves and were not removed."""
+        with self.read() as connection:
+            return self.rows.workers.list_all(connection)
+
+    def remove_worker(self, worker_id: str) -> None:
+        """Forget a worker: what it still runs is an orphan from then on."""
+        self.transact(lambda connection: self.rows.workers.delete(connection, worker_id))
+
+    def list_running_on(self, worker_id: str) -> list[Work]:
+        """What a worker has claimed and not ended."""
+        with self.read() as connection:
+            found = self.rows.tasks.list_running_on(connection, worker_id)
+        return [Work(attempt, digest, None) for attempt, digest in found]
+
+    def list_orphans(self) -> list[Work]:
+        """Running attempts of workers that are no longer known."""
+        with self.read() as connection:
+            return [Work(attempt, digest, None) for attempt, digest in self.rows.tasks.list_orphans(connection)]
+
+    # -- looking
+
+    def get_run(self, run_id: str) -> RunRow:
+        """The run as committed. Raises UnknownRun."""
+        with self.read() as connection:
+            return self.require_run(connection, run_id)
+
+    def get_run_input(self, run_id: str) -> dict[str, Any]:
+        """What the run was started with. Raises UnknownRun."""
+        with self.read() as connection:
+            self.require_run(connection, run_id)
+            run_input: dict[str, Any] = json.loads(self.rows.runs.get_input_text(connection, run_id))
+            return run_input
+
+    def search_runs(
+        self, *, pipeline: str | None = None, status: str | None = None, limit: int = 100, before: str | None = None
+    ) -> list[RunRow]:
+        """Runs, newest first."""
+        with self.read() as connection:
+            return self.rows.runs.search(connection, pipeline=pipeline, status=status, limit=limit, before=before)
+
+    def get_nodes(self, run_id: str) -> list[NodeRow]:
+        """Every node of a run. Raises UnknownRun."""
+        with self.read() as connection:
+            self.require_run(connection, run_id)
+            return self.rows.nodes.get_all(connection, run_id)
+
+    def read(self) -> AbstractContextManager[Connection]:
+        """A connection in a reading transaction, as a context manager."""
+        self.id  # noqa: B018  # opens the store at its first use
+        return self.database.read()
+
+    def transact(self, work: Callable[[Connection], T]) -> T:
+        """Run ``work`` in one transaction; conflicts run it again, whole."""
+        self.id  # noqa: B018  # opens the store at its first use
+        return self.database.transact(work)
+
+    # -- inside
+
+    @property
+    def _publish_lease(self) -> int:
+        return int(self.policy.publish_lease * MICROSECONDS)
+
+    def transaction(self, connection: Connection, run_id: str) -> RunTransaction:
+        """The engine's store over an open transaction; ``flush`` it before the commit. Raises UnknownRun."""
+        _refuse_other_ids(run_id)
+        return RunTransaction(self.rows, connection, self.definitions, self.policy, run_id)
+
+    def require_run(self, connection: Connection, run_id: str) -> RunRow:
+        """The run, read in an open transaction. Raises UnknownRun."""
+        _refuse_other_ids(run_id)
+        run = self.rows.runs.get(connection, run_id)
+        if run is None:
+            raise UnknownRun(f"The store has no run {run_id}. dag.runs() lists those it has.")
+        return run
+
+
+def _refuse_other_ids(run_id: object) -> None:
+    """What is no UUID is no run's id; a database would answer it with an error of its own."""
+    if not is_id(run_id):
+        raise UnknownRun(f"{run_id!r} is no run id, so that no run can have it. Look at dag.runs().")
+
+
+def _assemble_input(transaction: RunTransaction, attempt: Attempt, cached: CachedDefinition) -> dict[str, Any]:
+    """A task's input: its artifacts or the run input, with bindings laid over them."""
+    topology = cached.topology
+    input_data = build_task_input(
+        transaction,
+        run_id=attempt.run_id,
+        node_index=attempt.node_index,
+        input_artifact_id=attempt.input_artifact_id,
+        nodes=topology.nodes,
+        deps=topology.deps,
+        origin_artifact_id=attempt.origin_artifact_id,
+        passthrough_indices=topology.passthrough_indices,
+    )
+    node = topology.nodes[attempt.node_index]
+    if node.bindings:
+        resolve_task_bindings(
+            transaction,
+            run_id=attempt.run_id,
+            node_index=attempt.node_index,
+            nodes=topology.nodes,
+            input_data=input_data,
+            node_config=node.config,
+            deps=topology.deps,
+            input_artifact_id=attempt.input_artifact_id,
+            origin_artifact_id=attempt.origin_artifact_id,
+            passthrough_indices=topology.passthrough_indices,
+        )
+    return input_data
+
+
+def _with(error: TaskError, addition: str) -> TaskError:
+    return TaskError(error.type, f"{error.message}, {addition}", error.traceback)

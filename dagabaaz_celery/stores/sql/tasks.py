@@ -1,0 +1,668 @@
+"""Statements on tasks and the history of their attempts, built once for a store.
+
+Every change of state is one conditional statement that carries the expected state, and reports whether it won.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    ScalarSelect,
+    Table,
+    Update,
+    bindparam,
+    case,
+    delete,
+    exists,
+    func,
+    insert,
+    not_,
+    or_,
+    select,
+    update,
+)
+
+from dagabaaz_celery.constants import RunStatus, TaskStatus
+from dagabaaz_celery.stores.sql.engine import now
+from dagabaaz_celery.stores.sql.records import Attempt, Dispatch, TaskError
+from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES, Id, Tables
+
+_UNCLAIMED = (TaskStatus.PENDING, TaskStatus.QUEUED)
+#: Ids in one statement: a bound that every driver takes.
+ID_CHUNK = 500
+
+
+class TaskRows:
+    """Tasks: claims, outcomes, and what is to be published."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        task = tables.task
+        self._attempt_columns = (
+            task.c.attempt_id,
+            task.c.claim_token,
+            task.c.id,
+            task.c.run_id,
+            task.c.node_index,
+            task.c.ordinal,
+            task.c.number,
+            task.c.retries,
+            task.c.recoveries,
+            task.c.worker_id,
+            task.c.claimed_at,
+            task.c.input_artifact_id,
+            task.c.origin_artifact_id,
+        )
+        self._build_claims()
+        self._build_outcomes()
+        self._build_publishing()
+        self._insert = insert(task)
+        self._insert_leased = insert(task).values(lease_until=now() + bindparam("b_lease"))
+        self._insert_history = insert(tables.attempt).values(ended_at=now())
+        by_run = task.c.run_id == bindparam("b_run")
+        self._by_attempt = select(*self._attempt_columns).where(task.c.attempt_id == bindparam("b_attempt"))
+        self._by_id = select(*self._attempt_columns).where(task.c.id == bindparam("b_task"))
+        self._lock_run = select(task.c.id).where(by_run).order_by(task.c.id).with_for_update()
+        self._lock_open = (
+            select(task.c.id, task.c.attempt_id, task.c.status)
+            .where(by_run, task.c.status.in_(OPEN_TASK_STATUSES))
+            .order_by(task.c.id)
+            .limit(bindparam("b_limit"))
+            .with_for_update()
+        )
+        self._cancel = (
+            update(task)
+            .where(task.c.id.in_(bindparam("b_ids", expanding=True)), task.c.status.in_(OPEN_TASK_STATUSES))
+            .values(status=TaskStatus.CANCELLED.value, ended_at=now(), error=bindparam("b_error"))
+        )
+        at_nodes = (by_run, task.c.node_index.in_(bindparam("b_nodes", expanding=True)))
+        self._at_nodes = (
+            select(*self._attempt_columns, task.c.status, task.c.error)
+            .where(*at_nodes)
+            .order_by(task.c.node_index, task.c.ordinal)
+        )
+        self._delete_at_nodes = delete(task).where(*at_nodes)
+        self._delete = delete(task).where(task.c.id.in_(bindparam("b_ids", expanding=True)))
+        self._statuses = (
+            select(task.c.node_index, task.c.status, func.count())
+            .where(by_run)
+            .group_by(task.c.node_index, task.c.status)
+        )
+        self._results = (
+            select(task.c.id, task.c.status, task.c.result_shape)
+            .where(by_run, task.c.node_index == bindparam("b_node"))
+            .order_by(task.c.ordinal)
+        )
+        self._list = (
+            select(
+                task.c.id,
+                task.c.node_index,
+                task.c.ordinal,
+                task.c.status,
+                task.c.attempt_id,
+                task.c.number,
+                task.c.retries,
+                task.c.recoveries,
+                task.c.claimed_at,
+                task.c.ended_at,
+                task.c.progress_done,
+                task.c.progress_total,
+                task.c.error,
+            )
+            .where(by_run)
+            .order_by(task.c.node_index, task.c.ordinal)
+        )
+
+    def _build_claims(self) -> None:
+        task, run = self._tables.task, self._tables.run
+        current = task.c.attempt_id == bindparam("b_attempt")
+        may_run = exists().where(run.c.id == task.c.run_id, run.c.status == RunStatus.RUNNING, not_(run.c.paused))
+        is_running = exists().where(run.c.id == task.c.run_id, run.c.status == RunStatus.RUNNING)
+        claim = (
+            update(task)
+            .where(
+                current,
+                task.c.status.in_(_UNCLAIMED),
+                or_(task.c.not_before.is_(None), task.c.not_before <= now()),
+                may_run,
+            )
+            .values(
+                status=TaskStatus.RUNNING.value,
+                claim_token=bindparam("b_token", type_=Id()),
+                worker_id=bindparam("b_worker", type_=Id()),
+                claimed_at=now(),
+                lease_until=None,
+            )
+        )
+        self._claim = claim
+        self._claim_returning = claim.returning(*self._attempt_columns)
+        self._find_claim = select(*self._attempt_columns).where(
+            current, task.c.claim_token == bindparam("b_token", type_=Id()), task.c.status == TaskStatus.RUNNING
+        )
+        self._hand_back = (
+            update(task)
+            .where(current, task.c.status.in_(_UNCLAIMED), is_running)
+            .values(
+                status=TaskStatus.PENDING.value,
+                lease_until=None,
+                queued_at=None,
+                not_before=case(
+                    (task.c.not_before > now() + bindparam("b_delay"), task.c.not_before),
+                    else_=now() + bindparam("b_delay"),
+                ),
+            )
+        )
+        self._lend = (
+            update(task)
+            .where(current, task.c.status == TaskStatus.RUNNING)
+            .values(
+                status=TaskStatus.PENDING.value,
+                retries=bindparam("b_retries"),
+                claim_token=None,
+                worker_id=None,
+                claimed_at=None,
+                lease_until=now() + bindparam("b_lease"),
+            )
+        )
+        self._why_refused = (
+            select(task.c.status, run.c.status, run.c.paused).join(run, run.c.id == task.c.run_id).where(current)
+        )
+
+    def _build_outcomes(self) -> None:
+        task = self._tables.task
+        current = task.c.attempt_id == bindparam("b_attempt")
+        fenced = (current, task.c.status == TaskStatus.RUNNING, task.c.claim_token == bindparam("b_token", type_=Id()))
+        unfenced = (current, task.c.status.in_(OPEN_TASK_STATUSES))
+        completed: dict[str, Any] = {
+            "status": TaskStatus.COMPLETED.value,
+            "ended_at": now(),
+            "lease_until": None,
+            "error": None,
+            "result_shape": bindparam("b_shape"),
+        }
+        ended: dict[str, Any] = {
+            "status": bindparam("b_status"),
+            "ended_at": now(),
+            "lease_until": None,
+            "error": bindparam("b_error"),
+        }
+        superseded = {
+            "status": TaskStatus.PENDING.value,
+            "attempt_id": bindparam("b_new", type_=Id()),
+            "number": task.c.number + 1,
+            "retries": bindparam("b_retries"),
+            "recoveries": bindparam("b_recoveries"),
+            "claim_token": None,
+            "worker_id": None,
+            "claimed_at": None,
+            "queue": None,
+            "queued_at": None,
+            "resends": 0,
+            "ended_at": None,
+            "error": None,
+            "result_shape": None,
+            "progress_done": None,
+            "progress_total": None,
+            "not_before": now() + bindparam("b_delay"),
+            "lease_until": now() + bindparam("b_lease"),
+        }
+        self._complete = _guarded(update(task).values(**completed), fenced, unfenced)
+        self._end = _guarded(update(task).values(**ended), fenced, unfenced)
+        self._supersede = _guarded(update(task).values(**superseded), fenced, unfenced)
+        self._supersede_ended = update(task).where(current).values(**superseded)
+        self._recorded = select(task.c.status).where(current, task.c.claim_token == bindparam("b_token", type_=Id()))
+        self._progress = (
+            update(task).where(*fenced).values(progress_done=bindparam("b_done"), progress_total=bindparam("b_total"))
+        )
+        run = self._tables.run
+        self._is_current = (
+            select(task.c.id)
+            .join(run, run.c.id == task.c.run_id)
+            .where(current, task.c.status.in_(OPEN_TASK_STATUSES), run.c.status == RunStatus.RUNNING)
+        )
+        history = self._tables.attempt
+        self._superseded = select(history.c.attempt_id).where(
+            history.c.attempt_id == bindparam("b_attempt"),
+            history.c.claim_token == bindparam("b_token", type_=Id()),
+            history.c.status == TaskStatus.RUNNING,
+        )
+        self._settle = (
+            update(task).where(task.c.id == bindparam("b_task"), task.c.status.in_(OPEN_TASK_STATUSES)).values(**ended)
+        )
+
+    def _build_publishing(self) -> None:
+        task, run = self._tables.task, self._tables.run
+        may_publish = exists().where(run.c.id == task.c.run_id, run.c.status == RunStatus.RUNNING, not_(run.c.paused))
+        due = (
+            task.c.status == TaskStatus.PENDING,
+            or_(task.c.not_before.is_(None), task.c.not_before <= now()),
+            or_(task.c.lease_until.is_(None), task.c.lease_until < now()),
+        )
+        first_due = select_first_open(task, run, *due)
+        self._runs_with_due = (
+            select(run.c.id)
+            .where(run.c.status == RunStatus.RUNNING, not_(run.c.paused), first_due.is_not(None))
+            .order_by(run.c.id)
+            .limit(ID_CHUNK)
+        )
+        self._due = (
+            select(task.c.attempt_id, task.c.id, task.c.run_id, task.c.node_index, task.c.retries)
+            .where(task.c.run_id.in_(bindparam("b_runs", expanding=True)), *due, may_publish)
+            .order_by(task.c.id)
+            .limit(bindparam("b_limit"))
+            .with_for_update(skip_locked=True)
+        )
+        self._run_facts = select(run.c.id, run.c.definition_hash, run.c.options).where(
+            run.c.id.in_(bindparam("b_runs", expanding=True))
+        )
+        self._lease = (
+            update(task)
+            .where(task.c.id.in_(bindparam("b_ids", expanding=True)))
+            .values(lease_until=now() + bindparam("b_lease"))
+        )
+        self._release = (
+            update(task)
+            .where(task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)), task.c.status == TaskStatus.PENDING)
+            .values(lease_until=None)
+        )
+        self._mark = (
+            update(task)
+            .where(
+                task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),
+                task.c.status == TaskStatus.PENDING,
+                # A claim that was refused meanwhile has consumed the message and given the lease back.
+                task.c.lease_until.is_not(None),
+            )
+            .values(
+                status=TaskStatus.QUEUED.value,
+                queue=bindparam("b_queue"),
+                queued_at=now(),
+                lease_until=now() + bindparam("b_lease"),
+            )
+        )
+        self._build_resending(may_publish)
+        self._running_on = (
+            select(*self._attempt_columns, run.c.definition_hash)
+            .join(run, run.c.id == task.c.run_id)
+            .where(task.c.status == TaskStatus.RUNNING, task.c.worker_id == bindparam("b_worker", type_=Id()))
+        )
+        worker = self._tables.worker
+        self._orphans = (
+            select(*self._attempt_columns, run.c.definition_hash)
+            .join(run, run.c.id == task.c.run_id)
+            .where(
+                task.c.status == TaskStatus.RUNNING,
+                task.c.worker_id.is_not(None),
+                not_(exists().where(worker.c.id == task.c.worker_id)),
+            )
+        )
+        self._next_due = select(func.min(task.c.not_before) - now()).where(
+            task.c.status == TaskStatus.PENDING, task.c.not_before > now()
+        )
+
+    def _build_resending(self, may_publish: Any) -> None:
+        """While a task is queued its lease says when it may be sent again, should its message turn out to be lost."""
+        task = self._tables.task
+        queued = (task.c.status == TaskStatus.QUEUED, task.c.queue.is_not(None))
+        in_queue = (*queued, task.c.queue == bindparam("b_queue"))
+        self._waiting_queues = (
+            select(task.c.queue, func.count())
+            .where(*queued)
+            .group_by(task.c.queue)
+            .having(func.min(task.c.lease_until) < now())
+        )
+        self._queued_among = (
+            select(func.count())
+            .select_from(task)
+            .where(*in_queue, task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)))
+        )
+        self._candidates = (
+            select(task.c.attempt_id)
+            .where(
+                *in_queue,
+                task.c.lease_until < now(),
+                task.c.attempt_id.not_in(bindparam("b_attempts", expanding=True)),
+                may_publish,
+            )
+            .order_by(task.c.queued_at, task.c.id)
+            .limit(bindparam("b_limit"))
+        )
+        self._lost = (
+            select(task.c.attempt_id, task.c.id, task.c.run_id, task.c.node_index, task.c.retries)
+            .where(
+                *queued,
+                task.c.lease_until < now(),
+                task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),
+                may_publish,
+            )
+            .order_by(task.c.id)
+            .with_for_update(skip_locked=True)
+        )
+        self._resend = (
+            update(task)
+            .where(task.c.id.in_(bindparam("b_ids", expanding=True)))
+            .values(lease_until=now() + bindparam("b_lease") * (task.c.resends + 2), resends=task.c.resends + 1)
+        )
+
+    # -- making tasks
+
+    def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+        """Insert tasks that ended at their launch."""
+        if rows:
+            connection.execute(self._insert, rows)
+
+    def insert_leased(self, connection: Connection, rows: Sequence[dict[str, Any]], lease: int) -> None:
+        """Insert owed tasks that the caller will publish within ``lease`` microseconds."""
+        if rows:
+            connection.execute(self._insert_leased, [{**row, "b_lease": lease} for row in rows])
+
+    # -- claim
+
+    def try_claim(self, connection: Connection, attempt_id: str, token: str, worker_id: str | None) -> Attempt | None:
+        """Start an attempt if it is current, due and its run runs; None when it may not start.
+
+        A repeat with the same token finds its own claim: the answer to the first may have been lost.
+        """
+        key = {"b_attempt": attempt_id, "b_token": token, "b_worker": worker_id}
+        if connection.dialect.update_returning:
+            row = connection.execute(self._claim_returning, key).one_or_none()
+        else:
+            won = connection.execute(self._claim, key).rowcount == 1
+            row = connection.execute(self._find_claim, key).one_or_none() if won else None
+        if row is None:
+            row = connection.execute(self._find_claim, key).one_or_none()
+        return None if row is None else Attempt(*tuple(row))
+
+    def hand_back(self, connection: Connection, attempt_id: str, *, delay: int = 0) -> bool:
+        """Owe an attempt again whose message was consumed before it may start, after ``delay`` microseconds."""
+        return connection.execute(self._hand_back, {"b_attempt": attempt_id, "b_delay": delay}).rowcount == 1
+
+    def lend(self, connection: Connection, attempt_id: str, *, lease: int, retries: int) -> None:
+        """Owe a running attempt again that somebody else publishes within ``lease`` microseconds."""
+        connection.execute(self._lend, {"b_attempt": attempt_id, "b_lease": lease, "b_retries": retries})
+
+    def explain_refusal(self, connection: Connection, attempt_id: str) -> str:
+        """Why a claim was refused, for the log."""
+        row = connection.execute(self._why_refused, {"b_attempt": attempt_id}).one_or_none()
+        if row is None:
+            return "the attempt was superseded, or its run was deleted"
+        task_status, run_status, paused = row
+        if run_status != RunStatus.RUNNING:
+            return f"its run is {run_status}"
+        if paused:
+            return "its run is paused"
+        if task_status in _UNCLAIMED:
+            return "it is not due yet"
+        return f"the task is already {task_status}"
+
+    # -- outcome
+
+    def find_attempt(self, connection: Connection, attempt_id: str) -> Attempt | None:
+        """The task whose current attempt this is."""
+        row = connection.execute(self._by_attempt, {"b_attempt": attempt_id}).one_or_none()
+        return None if row is None else Attempt(*tuple(row))
+
+    def find_task(self, connection: Connection, task_id: str) -> Attempt | None:
+        """A task with its current attempt."""
+        row = connection.execute(self._by_id, {"b_task": task_id}).one_or_none()
+        return None if row is None else Attempt(*tuple(row))
+
+    def try_complete(self, connection: Connection, attempt: Attempt, shape: str) -> bool:
+        """Complete the current attempt; True if this call did."""
+        return self._guard(connection, self._complete, attempt, b_shape=shape)
+
+    def try_end(self, connection: Connection, attempt: Attempt, status: TaskStatus, error: str) -> bool:
+        """End the current attempt as failed, crashed or cancelled; True if this call did. ``error`` is JSON text."""
+        return self._guard(connection, self._end, attempt, b_status=status.value, b_error=error)
+
+    def is_recorded(self, connection: Connection, attempt: Attempt, status: TaskStatus) -> bool:
+        """Whether this very claim already ended so: a repeat after a lost answer."""
+        key = {"b_attempt": attempt.attempt_id, "b_token": attempt.token}
+        recorded: str | None = connection.execute(self._recorded, key).scalar_one_or_none()
+        return recorded == status
+
+    def is_superseded(self, connection: Connection, attempt: Attempt) -> bool:
+        """Whether a later attempt replaced this one, with its claim."""
+        key = {"b_attempt": attempt.attempt_id, "b_token": attempt.token}
+        return connection.execute(self._superseded, key).first() is not None
+
+    def settle(self, connection: Connection, task_id: str, status: TaskStatus, error: str) -> bool:
+        """End a task that is open, whatever its attempt."""
+        key = {"b_task": task_id, "b_status": status.value, "b_error": error}
+        return connection.execute(self._settle, key).rowcount == 1
+
+    def try_supersede(
+        self,
+        connection: Connection,
+        attempt: Attempt,
+        new_attempt_id: str,
+        *,
+        retries: int,
+        recoveries: int,
+        delay: int,
+        lease: int,
+        reason: TaskError,
+    ) -> bool:
+        """Replace the current attempt by a new one, owed after ``delay`` microseconds; True if this call did.
+
+        ``lease``: for so many microseconds the caller itself will publish it (negative: the sweep may at once).
+        """
+        won = self._guard(
+            connection,
+            self._supersede,
+            attempt,
+            b_new=new_attempt_id,
+            b_retries=retries,
+            b_recoveries=recoveries,
+            b_delay=delay,
+            b_lease=lease,
+        )
+        if won:
+            self.write_history(connection, attempt, TaskStatus.RUNNING, reason)
+        return won
+
+    def supersede_ended(
+        self, connection: Connection, attempt: Attempt, new_attempt_id: str, status: str, reason: str, *, lease: int
+    ) -> None:
+        """Give a task that ended a new attempt, in a retry of its run. The caller holds the task's lock."""
+        connection.execute(
+            self._supersede_ended,
+            {
+                "b_attempt": attempt.attempt_id,
+                "b_new": new_attempt_id,
+                "b_retries": 0,
+                "b_recoveries": 0,
+                "b_delay": 0,
+                "b_lease": lease,
+            },
+        )
+        self.write_history(connection, attempt, status, reason)
+
+    def write_history(self, connection: Connection, attempt: Attempt, status: str, reason: TaskError | str) -> None:
+        """Keep what a replaced attempt was."""
+        connection.execute(
+            self._insert_history,
+            {
+                "attempt_id": attempt.attempt_id,
+                "task_id": attempt.task_id,
+                "run_id": attempt.run_id,
+                "number": attempt.number,
+                "status": str(status),
+                "claim_token": attempt.token,
+                "worker_id": attempt.worker_id,
+                "claimed_at": attempt.claimed_at,
+                "reason": reason if isinstance(reason, str) else json.dumps(asdict(reason)),
+            },
+        )
+
+    # -- publishing
+
+    def lease_due(self, connection: Connection, *, limit: int, lease: int) -> list[Dispatch]:
+        """Lease tasks that are owed to the queue and that nobody is publishing.
+
+        It begins with the runs: what a paused one owes, which may be much, is not looked at.
+        """
+        runs = list(connection.execute(self._runs_with_due).scalars())
+        due = connection.execute(self._due, {"b_runs": runs, "b_limit": limit}).all() if runs else []
+        for chunk in _chunks([row.id for row in due]):
+            connection.execute(self._lease, {"b_ids": chunk, "b_lease": lease})
+        return self._to_dispatches(connection, due)
+
+    def list_waiting_queues(self, connection: Connection) -> dict[str, int]:
+        """Queues in which a published task has waited longer than its lease, with all that wait there."""
+        return {row[0]: row[1] for row in connection.execute(self._waiting_queues)}
+
+    def count_queued_among(self, connection: Connection, queue: str, attempt_ids: Sequence[str]) -> int:
+        """How many of these attempts are published to the queue and not claimed."""
+        return sum(
+            connection.execute(self._queued_among, {"b_queue": queue, "b_attempts": chunk}).scalar_one()
+            for chunk in _chunks(attempt_ids)
+        )
+
+    def find_lost_candidates(self, connection: Connection, queue: str, held: Sequence[str], limit: int) -> list[str]:
+        """Attempts that wait in a queue for longer than their lease, those in ``held`` left out, longest first."""
+        key = {"b_queue": queue, "b_attempts": list(held), "b_limit": limit}
+        return list(connection.execute(self._candidates, key).scalars())
+
+    def lease_lost(self, connection: Connection, attempt_ids: Sequence[str], lease: int) -> list[Dispatch]:
+        """Take attempts to send them again; each time one is taken it waits longer until the next."""
+        lost: list[Any] = []
+        for chunk in _chunks(attempt_ids):
+            rows = connection.execute(self._lost, {"b_attempts": chunk}).all()
+            if rows:
+                connection.execute(self._resend, {"b_ids": [row.id for row in rows], "b_lease": lease})
+            lost += rows
+        return self._to_dispatches(connection, lost)
+
+    def _to_dispatches(self, connection: Connection, due: Sequence[Any]) -> list[Dispatch]:
+        facts: dict[str, tuple[str, dict[str, Any]]] = {}
+        for chunk in _chunks(list(dict.fromkeys(row.run_id for row in due))):
+            for run_id, digest, options in connection.execute(self._run_facts, {"b_runs": chunk}):
+                facts[run_id] = (digest, json.loads(options))
+        return [
+            Dispatch(
+                row.attempt_id,
+                row.id,
+                row.run_id,
+                row.node_index,
+                facts[row.run_id][0],
+                row.retries,
+                facts[row.run_id][1],
+            )
+            for row in due
+        ]
+
+    def mark_queued(self, connection: Connection, attempt_ids: Sequence[str], queue: str | None, lease: int) -> None:
+        """Record that these attempts were published; those claimed meanwhile stay as they are."""
+        for chunk in _chunks(attempt_ids):
+            connection.execute(self._mark, {"b_attempts": chunk, "b_queue": queue, "b_lease": lease})
+
+    def release(self, connection: Connection, attempt_ids: Sequence[str]) -> None:
+        """Give back the leases of attempts that could not be published."""
+        for chunk in _chunks(attempt_ids):
+            connection.execute(self._release, {"b_attempts": chunk})
+
+    def set_progress(self, connection: Connection, attempt: Attempt, done: int, total: int) -> None:
+        """Show how far a running attempt is."""
+        key = {"b_attempt": attempt.attempt_id, "b_token": attempt.token, "b_done": done, "b_total": total}
+        connection.execute(self._progress, key)
+
+    def is_current(self, connection: Connection, attempt_id: str) -> bool:
+        """Whether an attempt may still report an outcome that counts: it is current and its run runs."""
+        return connection.execute(self._is_current, {"b_attempt": attempt_id}).first() is not None
+
+    def seconds_to_next_due(self, connection: Connection) -> float | None:
+        """How long until the next delayed task is due."""
+        micros = connection.execute(self._next_due).scalar_one()
+        return None if micros is None else micros / 1e6
+
+    def list_running_on(self, connection: Connection, worker_id: str) -> list[tuple[Attempt, str]]:
+        """Attempts that a worker has claimed and not ended, each with its run's definition hash."""
+        rows = connection.execute(self._running_on, {"b_worker": worker_id})
+        return [(Attempt(*row[:-1]), row[-1]) for row in rows]
+
+    def list_orphans(self, connection: Connection) -> list[tuple[Attempt, str]]:
+        """Running attempts of workers that the store no longer knows."""
+        return [(Attempt(*row[:-1]), row[-1]) for row in connection.execute(self._orphans)]
+
+    # -- cancelling and retrying
+
+    def lock_of_run(self, connection: Connection, run_id: str) -> None:
+        """Lock every task of a run, before its nodes and the run itself."""
+        connection.execute(self._lock_run, {"b_run": run_id}).all()
+
+    def lock_open(self, connection: Connection, run_id: str, limit: int) -> list[tuple[str, str, str]]:
+        """Lock open tasks in id order: (task id, attempt id, status)."""
+        rows = connection.execute(self._lock_open, {"b_run": run_id, "b_limit": limit})
+        return [(task_id, attempt_id, status) for task_id, attempt_id, status in rows]
+
+    def cancel(self, connection: Connection, task_ids: Sequence[str], error: str) -> int:
+        """Cancel these tasks where open; how many were. ``error`` is JSON text."""
+        return sum(
+            connection.execute(self._cancel, {"b_ids": chunk, "b_error": error}).rowcount for chunk in _chunks(task_ids)
+        )
+
+    def list_at_nodes(
+        self, connection: Connection, run_id: str, indices: Sequence[int]
+    ) -> list[tuple[Attempt, str, str | None]]:
+        """Tasks of nodes in order: (current attempt, status, error JSON)."""
+        rows = connection.execute(self._at_nodes, {"b_run": run_id, "b_nodes": list(indices)})
+        return [(Attempt(*row[:-2]), row[-2], row[-1]) for row in rows]
+
+    def delete_at_nodes(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
+        """Delete every task of nodes."""
+        connection.execute(self._delete_at_nodes, {"b_run": run_id, "b_nodes": list(indices)})
+
+    def delete(self, connection: Connection, task_ids: Sequence[str]) -> None:
+        """Delete tasks."""
+        for chunk in _chunks(task_ids):
+            connection.execute(self._delete, {"b_ids": chunk})
+
+    # -- looking
+
+    def count_by_status(self, connection: Connection, run_id: str) -> dict[int, dict[str, int]]:
+        """For each node, how many tasks are in which state."""
+        counts: dict[int, dict[str, int]] = {}
+        for index, status, number in connection.execute(self._statuses, {"b_run": run_id}):
+            counts.setdefault(index, {})[status] = number
+        return counts
+
+    def list_results(self, connection: Connection, run_id: str, index: int) -> list[tuple[str, str, str | None]]:
+        """Tasks of a node in order: (id, status, result shape)."""
+        rows = connection.execute(self._results, {"b_run": run_id, "b_node": index})
+        return [(task_id, status, shape) for task_id, status, shape in rows]
+
+    def list_all(self, connection: Connection, run_id: str) -> list[Row[Any]]:
+        """Every task of a run in order."""
+        return list(connection.execute(self._list, {"b_run": run_id}))
+
+    def _guard(
+        self, connection: Connection, statements: tuple[Update, Update], attempt: Attempt, **values: Any
+    ) -> bool:
+        fenced, unfenced = statements
+        key = {"b_attempt": attempt.attempt_id, **values}
+        if attempt.token is None:
+            return connection.execute(unfenced, key).rowcount == 1
+        return connection.execute(fenced, {**key, "b_token": attempt.token}).rowcount == 1
+
+
+def select_first_open(task: Table, run: Table, *where: ColumnElement[bool]) -> ScalarSelect[Any]:
+    """An open task of a run, or null: one look into the index of open tasks, whose order this asks for.
+
+    Of EXISTS databases make a join that begins with every open task, a paused run's among them.
+    """
+    found = select(task.c.id).where(task.c.run_id == run.c.id, *where).order_by(task.c.not_before).limit(1)
+    return found.correlate(run).scalar_subquery()
+
+
+def _guarded(statement: Update, fenced: Sequence[Any], unfenced: Sequence[Any]) -> tuple[Update, Update]:
+    return statement.where(*fenced), statement.where(*unfenced)
+
+
+def _chunks(items: Sequence[str]) -> list[list[str]]:
+    return [list(items[start : start + ID_CHUNK]) for start in range(0, len(items), ID_CHUNK)]

@@ -1,0 +1,527 @@
+"""The engine's store over one transaction on one run: DagStore, TaskInputStore and DagRetryStore in SQL.
+
+What the engine decides is written as it decides where a guard must answer (claims), and gathered until the end where
+it need not (new tasks, counters). What must follow the commit is gathered in an Aftermath. The first question about
+the run locks its row: the engine is only called when a node closes, and readiness must be read after that lock.
+"""
+
+import json
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from sqlalchemy import Connection
+
+from dagabaaz_celery.constants import (
+    RUN_TERMINAL_STATUSES,
+    TASK_DONE_STATUSES,
+    NodeSummaryStatus,
+    RunStatus,
+    TaskStatus,
+)
+from dagabaaz_celery.errors import UnknownRun
+from dagabaaz_celery.models import DagArtifact, DagNode, RetryableTaskInfo, TaskArtifact, TaskContext
+from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
+from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
+from dagabaaz_celery.stores.sql.nodes import NodeRows
+from dagabaaz_celery.stores.sql.owed import OwedRows, WorkerRows
+from dagabaaz_celery.stores.sql.records import Aftermath, Attempt, Dispatch, NodeRow, Owed, OwedKind, RunRow, TaskError
+from dagabaaz_celery.stores.sql.runs import PipelineRows, RunRows
+from dagabaaz_celery.stores.sql.tables import CLOSED_NODE_STATUSES, Tables, new_id
+from dagabaaz_celery.stores.sql.tasks import TaskRows
+
+_SUMMARIES = {
+    "completed": NodeSummaryStatus.COMPLETED,
+    "filtered": NodeSummaryStatus.COMPLETED,
+    "skipped": NodeSummaryStatus.SKIPPED,
+}
+MICROSECONDS = 1_000_000
+
+
+@dataclass(frozen=True)
+class StorePolicy:
+    """Bounds of a store's transactions.
+
+    Tasks made in one; seconds that a publisher has; seconds up to which a retry's delay is left to the broker; tasks
+    of one node.
+    """
+
+    launch_batch: int = 1000
+    publish_lease: float = 30.0
+    short_delay: float = 5.0
+    max_fan_out: int = 10_000
+
+
+class Rows:
+    """Every statement of a store."""
+
+    def __init__(self, tables: Tables) -> None:
+        self.runs = RunRows(tables)
+        self.pipelines = PipelineRows(tables)
+        self.nodes = NodeRows(tables)
+        self.tasks = TaskRows(tables)
+        self.artifacts = ArtifactRows(tables)
+        self.owed = OwedRows(tables)
+        self.workers = WorkerRows(tables)
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    """A task that the engine dispatched and that is not written yet."""
+
+    task_id: str
+    input_artifact_id: str | None
+    origin_artifact_id: str | None
+
+
+class RunTransaction:
+    """One transaction on one run."""
+
+    def __init__(
+        self, rows: Rows, connection: Connection, definitions: DefinitionCache, policy: StorePolicy, run_id: str
+    ) -> None:
+        self.rows = rows
+        self.connection = connection
+        self.policy = policy
+        self.run_id = run_id
+        self.aftermath = Aftermath()
+        self._definitions = definitions
+        self._run: RunRow | None = None
+        self._nodes: dict[int, NodeRow] = {}
+        self._planned: dict[int, list[_Planned]] = {}
+        self._ended_at_launch: dict[int, str] = {}
+        self._pre_terminal: list[dict[str, Any]] = []
+        self._reusable: dict[int, dict[str, Attempt]] = {}
+        self._half_launched: dict[int, NodeRow] = {}
+        self._nodes_done: int | None = None
+        self._error: dict[str, Any] | None = None
+        self._settled: Attempt | None = None
+        self._artifacts: dict[str, TaskArtifact] = {}
+
+    # -- the run and its definition
+
+    @property
+    def run(self) -> RunRow:
+        """The run, locked."""
+        if self._run is None:
+            self._run = self.rows.runs.lock(self.connection, self.run_id)
+            if self._run is None:
+                raise UnknownRun(f"The store has no run {self.run_id}. dag.runs() lists those it has.")
+            self._nodes_done = self._run.nodes_done
+        return self._run
+
+    @property
+    def definition(self) -> CachedDefinition:
+        """What the run was started from."""
+        return self._definitions.get(self.connection, self.run.definition_hash)
+
+    def explain(self, error: TaskError, *, node: str | None, task_id: str | None) -> None:
+        """Give the error that a terminal claim in this transaction records in full."""
+        self._error = {**asdict(error), "node": node, "task_id": task_id}
+
+    def note_settled(self, attempt: Attempt) -> None:
+        """This task's outcome is already written in this transaction, by its guard."""
+        self._settled = attempt
+
+    def note_artifact(self, artifact_id: str, artifact: TaskArtifact) -> None:
+        """An artifact that this transaction has just read."""
+        self._artifacts[artifact_id] = artifact
+
+    def note_node(self, node: NodeRow) -> None:
+        """A node row that this transaction has just read or written."""
+        self._nodes[node.index] = node
+
+    # -- DagStore: reading
+
+    def get_run_status(self, run_id: str) -> RunStatus:
+        return self.run.status
+
+    def get_barrier_state(self, run_id: str, node_index: int) -> tuple[RunStatus, int, int]:
+        node = self.node(node_index)
+        return self.run.status, node.tasks_total, node.tasks_done
+
+    def get_run_nodes(self, run_id: str) -> list[DagNode] | None:
+        return self.definition.definition.nodes
+
+    def get_task_context(self, task_id: str) -> TaskContext | None:
+        attempt = self._settled
+        if attempt is None or attempt.task_id != task_id:
+            attempt = self.rows.tasks.find_task(self.connection, task_id)
+        return None if attempt is None else TaskContext(run_id=attempt.run_id, node_index=attempt.node_index)
+
+    def get_completed_node_indices(self, run_id: str) -> AbstractSet[int]:
+        return _CompletedNodes(self)
+
+    def get_launched_node_indices(self, run_id: str) -> AbstractSet[int]:
+        return _NodeSet(self, _is_launched)
+
+    def get_node_summary(self, run_id: str) -> Mapping[int, NodeSummaryStatus]:
+        return _NodeSummary(self)
+
+    def get_artifacts_by_node_indices(self, run_id: str, node_indices: Sequence[int]) -> list[DagArtifact]:
+        return self.rows.artifacts.for_routing(self.connection, run_id, node_indices)
+
+    # -- DagStore: writing
+
+    def try_claim_run_terminal(self, run_id: str, status: RunStatus, error: str | None = None) -> bool:
+        if self.run.status in RUN_TERMINAL_STATUSES:
+            return False
+        detail = self._error or (None if error is None else _plain_error(error))
+        text = None if detail is None else json.dumps(detail)
+        if not self.rows.runs.try_end(self.connection, run_id, status, text):
+            return False
+        self._run = replace(self.run, status=status, error=detail)
+        self.owe("callback", status)
+        return True
+
+    def set_run_progress(self, run_id: str, completed_nodes: int) -> None:
+        self._nodes_done = completed_nodes
+
+    def try_claim_node_launch(self, run_id: str, node_index: int) -> bool:
+        if self.run.status in RUN_TERMINAL_STATUSES:
+            return False
+        won = self.rows.nodes.try_claim_launch(self.connection, run_id, node_index)
+        if won:
+            self._nodes[node_index] = NodeRow(node_index, "launching", 0, 0)
+        return won
+
+    def dispatch_task(self, run_id: str, node_index: int, plugin_name: str, input_artifact_id: str | None) -> str:
+        return self._plan(node_index, input_artifact_id, None)
+
+    def dispatch_grouped_task(self, run_id: str, node_index: int, plugin_name: str, origin_artifact_id: str) -> str:
+        return self._plan(node_index, None, origin_artifact_id)
+
+    def dispatch_skipped_task(self, run_id: str, node_index: int, plugin_name: str) -> str:
+        return self._end_node_at_launch(node_index, "skipped", TaskStatus.SKIPPED)
+
+    def dispatch_filtered_task(self, run_id: str, node_index: int, plugin_name: str) -> str:
+        return self._end_node_at_launch(node_index, "filtered", TaskStatus.FILTERED)
+
+    def dispatch_failed_task(self, run_id: str, node_index: int, plugin_name: str, error: str) -> str:
+        task_id = self._end_node_at_launch(node_index, "failed", TaskStatus.FAILED, error)
+        self.explain(TaskError("LimitExceeded", error), node=self.slug(node_index), task_id=task_id)
+        return task_id
+
+    def fail_run(self, run_id: str, error: str) -> None:
+        self.rows.runs.explain_failure(self.connection, run_id, json.dumps(_plain_error(error)))
+
+    def mark_task_failed(self, task_id: str, error_message: str) -> None:
+        self._settle(task_id, TaskStatus.FAILED, error_message)
+
+    def mark_task_crashed(self, task_id: str, error_message: str) -> None:
+        self._settle(task_id, TaskStatus.CRASHED, error_message)
+
+    def cancel_remaining_tasks(self, run_id: str, reason: str) -> int:
+        """Owed, not done here: who holds the run's lock must not wait for task rows."""
+        self.owe("cancel", self.run.status)
+        return 0
+
+    # -- TaskInputStore
+
+    def get_artifact_data(self, artifact_id: str) -> TaskArtifact | None:
+        noted = self._artifacts.get(artifact_id)
+        return noted if noted is not None else self.rows.artifacts.get(self.connection, artifact_id)
+
+    def get_task_artifacts_by_node_indices(self, run_id: str, node_indices: Sequence[int]) -> list[TaskArtifact]:
+        found = self.rows.artifacts.for_tasks(self.connection, run_id, node_indices)
+        return [artifact for _, artifact in found]
+
+    def get_grouped_artifacts(self, run_id: str, dep_indices: Sequence[int], origin_id: str) -> list[TaskArtifact]:
+        return self.rows.artifacts.of_origin(self.connection, run_id, dep_indices, origin_id)
+
+    def get_broadcast_artifacts(self, run_id: str, dep_indices: Sequence[int]) -> list[TaskArtifact]:
+        return self.rows.artifacts.broadcast(self.connection, run_id, dep_indices)
+
+    def get_run_input(self, run_id: str) -> dict[str, Any]:
+        run_input: dict[str, Any] = json.loads(self.rows.runs.get_input_text(self.connection, run_id))
+        return run_input
+
+    def get_artifacts_partitioned(self, run_id: str, node_indices: Sequence[int]) -> dict[int, list[TaskArtifact]]:
+        parts: dict[int, list[TaskArtifact]] = {}
+        for index, artifact in self.rows.artifacts.for_tasks(self.connection, run_id, node_indices):
+            parts.setdefault(index, []).append(artifact)
+        return parts
+
+    def get_artifact_producing_node(self, artifact_id: str) -> int | None:
+        return self.rows.artifacts.get_producer(self.connection, artifact_id)
+
+    # -- DagRetryStore
+
+    def get_retryable_tasks(self, run_id: str, node_indices: Sequence[int]) -> list[RetryableTaskInfo]:
+        nodes = self.definition.definition.nodes
+        return [
+            RetryableTaskInfo(
+                task_id=attempt.task_id,
+                node_index=attempt.node_index,
+                plugin_name=nodes[attempt.node_index].plugin,
+                input_artifact_id=attempt.input_artifact_id,
+                origin_artifact_id=attempt.origin_artifact_id,
+                dispatched=attempt.number > 0,
+            )
+            for attempt, status, _ in self.rows.tasks.list_at_nodes(self.connection, run_id, node_indices)
+            if status not in (TaskStatus.COMPLETED, TaskStatus.SKIPPED)
+        ]
+
+    def delete_non_completed_tasks_at_nodes(self, run_id: str, node_indices: Sequence[int]) -> None:
+        """They keep their rows while the same work may be dispatched again here, as a new attempt."""
+        for index in node_indices:
+            self._reusable[index] = {}
+        for attempt, status, _ in self.rows.tasks.list_at_nodes(self.connection, run_id, node_indices):
+            if status not in (TaskStatus.COMPLETED, TaskStatus.SKIPPED):
+                self._reusable.setdefault(attempt.node_index, {})[_work_of(attempt)] = attempt
+
+    def delete_tasks_at_nodes(self, run_id: str, node_indices: Sequence[int]) -> None:
+        self.rows.tasks.delete_at_nodes(self.connection, run_id, node_indices)
+        self.rows.artifacts.delete_at_nodes(self.connection, run_id, node_indices)
+
+    def delete_node_launches(self, run_id: str, node_indices: Sequence[int]) -> None:
+        self.rows.nodes.reset(self.connection, run_id, node_indices)
+        for index in node_indices:
+            if index in self._reusable and self.node(index).status == "launching":
+                self._half_launched[index] = self.node(index)
+            self._nodes[index] = NodeRow(index, "blocked", 0, 0)
+
+    # -- what the app's store asks beyond the protocols
+
+    def slug(self, node_index: int) -> str:
+        """A node's slug."""
+        return self.definition.definition.nodes[node_index].slug
+
+    def node(self, node_index: int) -> NodeRow:
+        """A node row as of this transaction, read with its neighbourhood when it is not at hand."""
+        if node_index not in self._nodes:
+            deps = self.definition.topology.deps[node_index]
+            self.load_nodes([node_index, *deps])
+        return self._nodes[node_index]
+
+    def load_nodes(self, indices: Collection[int]) -> None:
+        """Read the nodes that are not at hand yet, in one statement."""
+        missing = [index for index in dict.fromkeys(indices) if index not in self._nodes]
+        for node in self.rows.nodes.get_some(self.connection, self.run_id, missing) if missing else ():
+            self._nodes[node.index] = node
+
+    def load_all_nodes(self) -> list[NodeRow]:
+        """Read every node."""
+        self.run  # noqa: B018  # the lock comes first
+        for node in self.rows.nodes.get_all(self.connection, self.run_id):
+            self._nodes.setdefault(node.index, node)
+        return [self._nodes[index] for index in sorted(self._nodes)]
+
+    def close_node(self, node_index: int) -> bool:
+        """Close a launched node whose tasks are all done, the run being locked."""
+        done = self.nodes_done
+        if not self.rows.nodes.try_close(self.connection, self.run_id, node_index):
+            return False
+        node = self.node(node_index)
+        self._nodes[node_index] = replace(node, status="completed")
+        self._nodes_done = done + 1
+        return True
+
+    @property
+    def nodes_done(self) -> int:
+        """Closed nodes, as of this transaction."""
+        return self.run.nodes_done if self._nodes_done is None else self._nodes_done
+
+    def set_nodes_done(self, done: int) -> None:
+        """Correct the count of closed nodes (a retry reopens some)."""
+        self._nodes_done = done
+
+    def set_reopened(self) -> bool:
+        """Reopen the run in its next generation."""
+        if not self.rows.runs.try_reopen(self.connection, self.run_id):
+            return False
+        self._run = None
+        return True
+
+    def owe(self, kind: OwedKind, status: RunStatus, node_index: int = -1) -> None:
+        """Owe something after the commit; this process does it, and the sweep if it dies before."""
+        owed = Owed(new_id(), self.run_id, kind, self.run.generation, node_index, status, 0)
+        self.rows.owed.insert(self.connection, owed, delay=self._lease)
+        self.aftermath.owed.append(owed)
+
+    def continue_launch(self, node_index: int, items: Sequence[tuple[str | None, str | None]]) -> int:
+        """Make the next batch of a wide launch from all its (input artifact, origin) items; how many are left."""
+        node = self.rows.nodes.get_some(self.connection, self.run_id, [node_index])[0]
+        self._nodes[node_index] = node
+        batch = items[node.launch_cursor : node.launch_cursor + self.policy.launch_batch]
+        self._write_tasks(node_index, [_Planned(new_id(), *item) for item in batch], node.launch_cursor)
+        cursor = node.launch_cursor + len(batch)
+        self.rows.nodes.set_launched(self.connection, self.run_id, [(node_index, len(items), cursor)])
+        return len(items) - cursor
+
+    def flush_redispatched(self) -> None:
+        """Write what a retry dispatched again, before the run is looked at as a whole."""
+        for index in list(self._reusable):
+            self._dispatch_again(index, self._planned.pop(index, []))
+        self._reusable.clear()
+
+    def flush(self) -> None:
+        """Write what was gathered; the last thing before the commit."""
+        self.rows.tasks.insert(self.connection, self._pre_terminal)
+        self.rows.nodes.end_at_launch(self.connection, self.run_id, self._ended_at_launch.items())
+        launches = []
+        for index, planned in self._planned.items():
+            batch = planned[: self.policy.launch_batch]
+            self._write_tasks(index, batch, 0)
+            launches.append((index, len(planned), len(batch)))
+            if len(batch) < len(planned):
+                self.owe("launch", self.run.status, index)
+        self.rows.nodes.set_launched(self.connection, self.run_id, launches)
+        if self._run is not None and self.nodes_done != self._run.nodes_done:
+            self.rows.runs.set_nodes_done(self.connection, self.run_id, self.nodes_done)
+
+    # -- inside
+
+    @property
+    def _lease(self) -> int:
+        return int(self.policy.publish_lease * MICROSECONDS)
+
+    def _plan(self, node_index: int, input_artifact_id: str | None, origin_artifact_id: str | None) -> str:
+        work = _Planned(new_id(), input_artifact_id, origin_artifact_id)
+        before = self._reusable.get(node_index, {}).get(_work_of(work))
+        if before is not None:
+            work = replace(work, task_id=before.task_id)
+        self._planned.setdefault(node_index, []).append(work)
+        return work.task_id
+
+    def _end_node_at_launch(
+        self, node_index: int, node_status: str, task_status: TaskStatus, error: str | None = None
+    ) -> str:
+        task_id = new_id()
+        row = self._task_row(node_index, _Planned(task_id, None, None), 0, task_id)
+        row |= {
+            "status": task_status.value,
+            "number": 0,
+            "error": None if error is None else json.dumps(_plain_error(error)),
+        }
+        self._pre_terminal.append(row)
+        self._ended_at_launch[node_index] = node_status
+        self._nodes[node_index] = NodeRow(node_index, node_status, 1, int(node_status in CLOSED_NODE_STATUSES))
+        return task_id
+
+    def _write_tasks(self, node_index: int, planned: Sequence[_Planned], first_ordinal: int) -> None:
+        rows = [
+            self._task_row(node_index, work, first_ordinal + offset, new_id()) for offset, work in enumerate(planned)
+        ]
+        # What a paused run owes is nobody's: the resume has it published.
+        self.rows.tasks.insert_leased(self.connection, rows, -1 if self.run.paused else self._lease)
+        if not self.run.paused:
+            self.aftermath.publish += [self._dispatch(row) for row in rows]
+
+    def _dispatch(self, row: dict[str, Any]) -> Dispatch:
+        return Dispatch(
+            attempt_id=row["attempt_id"],
+            task_id=row["id"],
+            run_id=self.run_id,
+            node_index=row["node_index"],
+            definition_hash=self.run.definition_hash,
+            retries=0,
+            options=self.run.options,
+        )
+
+    def _task_row(self, node_index: int, work: _Planned, ordinal: int, attempt_id: str) -> dict[str, Any]:
+        return {
+            "id": work.task_id,
+            "run_id": self.run_id,
+            "node_index": node_index,
+            "ordinal": ordinal,
+            "status": TaskStatus.PENDING.value,
+            "attempt_id": attempt_id,
+            "number": 1,
+            "retries": 0,
+            "recoveries": 0,
+            "resends": 0,
+            "input_artifact_id": work.input_artifact_id,
+            "origin_artifact_id": work.origin_artifact_id,
+            "error": None,
+        }
+
+    def _dispatch_again(self, node_index: int, planned: Sequence[_Planned]) -> None:
+        """A retried node: the same work keeps its row and ordinal, with a new attempt."""
+        reusable = self._reusable[node_index]
+        for work in planned:
+            before = reusable.pop(_work_of(work))
+            attempt_id = new_id()
+            self.rows.tasks.supersede_ended(
+                self.connection, before, attempt_id, "replaced", "the run was retried", lease=self._lease
+            )
+            if not self.run.paused:
+                row = self._task_row(node_index, work, before.ordinal, attempt_id)
+                self.aftermath.publish.append(self._dispatch(row))
+        self.rows.tasks.delete(self.connection, [attempt.task_id for attempt in reusable.values()])
+        tasks = self.rows.tasks.list_at_nodes(self.connection, self.run_id, [node_index])
+        done = sum(status in TASK_DONE_STATUSES for _, status, _ in tasks)
+        node = NodeRow(node_index, "launched", len(tasks), done, len(tasks))
+        half = self._half_launched.get(node_index)
+        if half is not None:
+            node = replace(half, tasks_done=done)
+            self.owe("launch", self.run.status, node_index)
+        self._nodes[node_index] = node
+        self.rows.nodes.recount(self.connection, self.run_id, self._nodes[node_index])
+
+    def _settle(self, task_id: str, status: TaskStatus, message: str) -> None:
+        if self._settled is None or self._settled.task_id != task_id:
+            self.rows.tasks.settle(self.connection, task_id, status, json.dumps(_plain_error(message)))
+
+
+class _NodeSet(AbstractSet[int]):
+    """Nodes in a state, asked one by one; iterated only by reading every node."""
+
+    def __init__(self, transaction: RunTransaction, matches: Callable[[NodeRow], bool]) -> None:
+        self._transaction = transaction
+        self._matches = matches
+
+    def __contains__(self, index: object) -> bool:
+        return isinstance(index, int) and self._matches(self._transaction.node(index))
+
+    def __iter__(self) -> Iterator[int]:
+        return (node.index for node in self._transaction.load_all_nodes() if self._matches(node))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+class _CompletedNodes(_NodeSet):
+    """Completed nodes, which the run's counter counts."""
+
+    def __init__(self, transaction: RunTransaction) -> None:
+        super().__init__(transaction, _is_completed)
+
+    def __len__(self) -> int:
+        return self._transaction.nodes_done
+
+
+def _is_completed(node: NodeRow) -> bool:
+    all_done = node.status == "launched" and 0 < node.tasks_total == node.tasks_done
+    return all_done or node.status in CLOSED_NODE_STATUSES
+
+
+def _is_launched(node: NodeRow) -> bool:
+    return node.status != "blocked"
+
+
+class _NodeSummary(Mapping[int, NodeSummaryStatus]):
+    def __init__(self, transaction: RunTransaction) -> None:
+        self._transaction = transaction
+        self._completed = _CompletedNodes(transaction)
+
+    def __getitem__(self, index: int) -> NodeSummaryStatus:
+        if index not in self._completed:
+            raise KeyError(index)
+        return _SUMMARIES.get(self._transaction.node(index).status, NodeSummaryStatus.COMPLETED)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._completed)
+
+    def __len__(self) -> int:
+        return len(self._completed)
+
+
+def _work_of(task: Attempt | _Planned) -> str:
+    """What identifies the work of a task within its node: its input artifact, its origin, or neither."""
+    return f"{task.input_artifact_id or ''}/{task.origin_artifact_id or ''}"
+
+
+def _plain_error(message: str) -> dict[str, Any]:
+    return {**asdict(TaskError("", message)), "node": None, "task_id": None}

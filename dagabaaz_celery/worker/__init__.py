@@ -1,0 +1,1 @@
+"""The Celery side: plugins, publishing, outcomes, signals and the sweep."""

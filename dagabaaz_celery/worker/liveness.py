@@ -1,0 +1,168 @@
+"""Who is alive: this worker's heartbeat, and what its silence or another's means.
+
+A heartbeat is a counter in the store, not a time. A worker is dead when its counter has not moved for ``dead_after``
+seconds of this observer's clock while the observer's own heartbeats succeeded throughout: an outage of the database,
+or a freeze of the observer, makes nobody dead.
+"""
+
+import logging
+import math
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from celery import Celery
+from celery.worker import state as worker_state
+
+from dagabaaz_celery import __version__
+from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.stores.sql.store import SqlStore
+
+logger = logging.getLogger(__name__)
+
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+#: A heartbeat that comes later than so many intervals is a gap in the observer's own watch.
+_GAP_INTERVALS = 3
+
+
+def held_attempt_ids(consumer: Any = None) -> set[str]:
+    """Ids of the messages that this worker process has taken from the broker and not ended.
+
+    With Celery's consumer, those too that wait for their task's rate limit, which Celery counts nowhere else. Other
+    tasks are among them, but no id that cannot be one of ours.
+    """
+    known = [*worker_state.active_requests, *worker_state.reserved_requests, *worker_state.requests.values()]
+    for bucket in list(getattr(consumer, "task_buckets", {}).values()):
+        if bucket is not None:
+            known += [request for request, _ in bucket.contents.copy()]
+    return {request.id for request in known if _UUID.fullmatch(str(request.id))}
+
+
+class Heart:
+    """A thread that announces the worker and beats, whatever the sweep is busy with."""
+
+    def __init__(
+        self,
+        app: Celery,
+        store: SqlStore,
+        worker_id: str,
+        *,
+        hostname: str,
+        get_queues: Callable[[], list[str]],
+        get_consumer: Callable[[], Any] = lambda: None,
+        interval: float,
+    ) -> None:
+        self._app = app
+        self._store = store
+        self._worker_id = worker_id
+        self._hostname = hostname
+        self._get_queues = get_queues
+        self._get_consumer = get_consumer
+        self._interval = interval
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dagabaaz-heartbeat", daemon=True)
+        self._last_beat = time.monotonic()
+        self._steady_since = self._last_beat
+
+    def start(self) -> None:
+        """Beat until stopped."""
+        self._last_beat = self._steady_since = time.monotonic()
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Have the thread end soon, without waiting for it."""
+        self._stop.set()
+
+    def stop(self) -> None:
+        """End the thread and withdraw the worker: its pool has ended."""
+        self.ask_to_stop()
+        self._thread.join()
+        self._store.remove_worker(self._worker_id)
+
+    def beat(self) -> None:
+        """Count one heartbeat; a worker that was taken for dead announces itself again."""
+        alive = self._store.beat(
+            self._worker_id,
+            queues=self._get_queues(),
+            plugins=self._plugin_names(),
+            holding=sorted(held_attempt_ids(self._get_consumer())),
+        )
+        if not alive:
+            logger.warning("others took this worker for dead and gave its tasks away; it announces itself again")
+            self.announce()
+        now = time.monotonic()
+        if now - self._last_beat > _GAP_INTERVALS * self._interval:
+            self._steady_since = now
+        self._last_beat = now
+
+    def seconds_of_steady_watch(self) -> float:
+        """For how long this worker's own heartbeats have succeeded without a gap; 0 while they do not."""
+        now = time.monotonic()
+        if now - self._last_beat > _GAP_INTERVALS * self._interval:
+            return 0.0
+        return now - self._steady_since
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._interval):
+            try:
+                self.beat()
+            except Exception:  # an outage, or a bug: the next beat is the answer to both
+                self._last_beat = -math.inf  # the watch is not steady before the next success
+                logger.exception("a heartbeat failed; the next one follows in %.1f s", self._interval)
+
+    def announce(self) -> None:
+        """Make the worker known, before it claims anything."""
+        self._store.announce_worker(
+            WorkerRow(
+                id=self._worker_id,
+                hostname=self._hostname,
+                pid=os.getpid(),
+                version=__version__,
+                beat=0,
+                queues=self._get_queues(),
+                plugins=self._plugin_names(),
+                holding=[],
+            )
+        )
+
+    def _plugin_names(self) -> list[str]:
+        """Task names that this worker runs."""
+        return sorted(name for name in self._app.tasks if not name.startswith("celery."))
+
+
+@dataclass(frozen=True)
+class _Observed:
+    """A worker's heartbeat counter, and since when by this observer's clock it has stood there."""
+
+    beat: int
+    since: float
+
+
+class Watch:
+    """Tells which other workers are dead."""
+
+    def __init__(self, heart: Heart, *, dead_after: float) -> None:
+        self._heart = heart
+        self._dead_after = dead_after
+        self._observed: dict[str, _Observed] = {}
+
+    def find_dead(self, workers: list[WorkerRow], own_id: str) -> list[WorkerRow]:
+        """Workers whose counter has stood still for ``dead_after`` seconds of steady watch."""
+        now = time.monotonic()
+        watched = self._heart.seconds_of_steady_watch()
+        observed = {}
+        dead = []
+        for worker in workers:
+            seen = self._observed.get(worker.id)
+            if seen is None or seen.beat != worker.beat:
+                seen = _Observed(worker.beat, now)
+            observed[worker.id] = seen
+            if worker.id != own_id and min(now - seen.since, watched) > self._dead_after:
+                dead.append(worker)
+        self._observed = observed
+        return dead

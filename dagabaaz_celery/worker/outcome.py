@@ -1,0 +1,189 @@
+"""How attempts end: the one handler behind the plugin wrapper and behind Celery's signals."""
+
+import logging
+import mmap
+import random
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from celery.exceptions import Ignore, Reject
+from celery.worker import state as worker_state
+
+from dagabaaz_celery.constants import TaskStatus
+from dagabaaz_celery.stores.sql.engine import is_outage
+from dagabaaz_celery.stores.sql.records import Aftermath, NewArtifact, ResultShape, TaskError
+from dagabaaz_celery.stores.sql.store import SqlStore, Work
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_MAX_PAUSE_SECONDS = 5.0
+#: Seconds that a task which no live worker knows is offered again and again.
+_UNKNOWN_GRACE = 600.0
+_MAX_TRACEBACK_CHARS = 20_000
+_MAX_MESSAGE_CHARS = 4_000
+
+
+class OutcomeHandler:
+    """Records outcomes, waits out a database that is away, and has what follows the commit done.
+
+    ``unknown_pause`` are the seconds between two tries to find a worker that knows a task.
+    """
+
+    def __init__(
+        self, store: SqlStore, settle: Callable[[Aftermath], None], *, max_recoveries: int, unknown_pause: float
+    ) -> None:
+        self._store = store
+        self._settle = settle
+        self._max_recoveries = max_recoveries
+        self._unknown_pause = unknown_pause
+        self._unknown_since: dict[str, float] = {}
+        self.refused = 0
+
+    def complete(self, work: Work, artifacts: list[NewArtifact], shape: ResultShape) -> bool:
+        """The body succeeded. False when the attempt was no longer current: its outcome was refused."""
+        return self._record(work, "success", lambda: self._store.complete(work, artifacts, shape))
+
+    def fail(self, work: Work, error: TaskError) -> bool:
+        """The body failed."""
+        return self._record(work, "failure", lambda: self._store.fail(work, error))
+
+    def cancel(self, work: Work, error: TaskError) -> bool:
+        """Somebody revoked the task in Celery, or it expired."""
+        return self._record(work, "cancellation", lambda: self._store.fail(work, error, TaskStatus.CANCELLED))
+
+    def retry(self, work: Work, *, delay: float, retries: int, error: TaskError) -> bool:
+        """The body asked for another attempt."""
+        return self._record(
+            work, "retry", lambda: self._store.retry_attempt(work, delay=delay, retries=retries, error=error)
+        )
+
+    def rescue(self, work: Work, reason: TaskError) -> bool:
+        """The attempt was lost with its worker."""
+        return self._record(work, "rescue", lambda: self._store.rescue(work, reason, self._max_recoveries))
+
+    def return_unknown(self, attempt_id: str, name: str, known_to: list[str]) -> None:
+        """A worker got a task that it does not know: owed again for a while, then failed."""
+        now = time.monotonic()
+        # Forgets what it has not heard of for as long again: an attempt is refused many times within its grace.
+        self._unknown_since = {id_: at for id_, at in self._unknown_since.items() if now - at < 2 * _UNKNOWN_GRACE}
+        since = self._unknown_since.setdefault(attempt_id, now)
+        if known_to or now - since < _UNKNOWN_GRACE:
+            wait_out(lambda: self._store.return_unknown(attempt_id, self._unknown_pause))
+            return
+        workers = ", ".join(f"{worker.hostname} ({worker.version})" for worker in self._store.list_workers()) or "none"
+        message = (
+            f"no live worker knows the task {name!r} (asked for {_UNKNOWN_GRACE / 60:.0f} minutes; live workers: "
+            f"{workers}). Deploy the plugin to a worker of its queue, then retry the run."
+        )
+        self.fail_attempt(attempt_id, TaskError("UnknownTask", message))
+
+    def fail_attempt(self, attempt_id: str, error: TaskError) -> bool:
+        """Like ``fail``, of an attempt known by its id only; False when it is not current."""
+        work = wait_out(lambda: self._store.find_work(attempt_id))
+        return work is not None and self.fail(work, error)
+
+    def _record(self, work: Work, what: str, transition: Callable[[], Aftermath | None]) -> bool:
+        aftermath = wait_out(transition)
+        if aftermath is None:
+            self.refused += 1
+            logger.warning(
+                "the %s of attempt %s (task %s, run %s) was refused: the attempt is not current any more",
+                what,
+                work.attempt.attempt_id,
+                work.attempt.task_id,
+                work.attempt.run_id,
+            )
+            return False
+        self._settle(aftermath)
+        return True
+
+
+def describe_error(error: BaseException) -> TaskError:
+    """Type, message and traceback of an exception, each within bounds."""
+    text = "".join(traceback.format_exception(error))
+    if len(text) > _MAX_TRACEBACK_CHARS:
+        half = _MAX_TRACEBACK_CHARS // 2
+        text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
+    return TaskError(type(error).__name__, _read_message(error)[:_MAX_MESSAGE_CHARS], text)
+
+
+def _read_message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as second:  # an exception's own code is the user's: it must not cost the run its end
+        return f"<no message: its __str__ raised {type(second).__name__}>"
+
+
+def explain_no_outcome(error: Ignore | Reject) -> TaskError:
+    """What a body did that raised one of Celery's orders to forget its task."""
+    message = f"the body raised Celery's {type(error).__name__}, which leaves no outcome; raise an error or return"
+    return TaskError(type(error).__name__, message)
+
+
+def seconds_until(when: datetime | float | None) -> float:
+    """Seconds from now to a moment, or a countdown as it is; never negative. A moment without a zone is UTC."""
+    if isinstance(when, datetime):
+        aware = when if when.tzinfo else when.replace(tzinfo=UTC)
+        when = (aware - datetime.now(UTC)).total_seconds()
+    return max(float(when or 0), 0.0)
+
+
+def ends_process(error: BaseException) -> bool:
+    """Whether what a body raised ends its process, which others then take over; in another thread it ends the body."""
+    is_main = threading.current_thread() is threading.main_thread()
+    return is_main and isinstance(error, (SystemExit, KeyboardInterrupt))
+
+
+def wait_out(call: Callable[[], T], *, give_up_after: float | None = None) -> T:
+    """Make a database call, waiting with growing, jittered pauses while the database is away.
+
+    Without ``give_up_after`` (seconds) the wait ends only when the worker is told to stop; then the error is raised.
+    """
+    started = time.monotonic()
+    pause = 0.1
+    while True:
+        try:
+            return call()
+        except Exception as error:
+            waited = time.monotonic() - started
+            if not is_outage(error) or stop_flag.is_raised() or (give_up_after is not None and waited > give_up_after):
+                raise
+            logger.warning("the database is away, waiting %.1f s: %s", pause, error)
+        _nap.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
+        pause = min(pause * 2, _MAX_PAUSE_SECONDS)
+
+
+class _StopFlag:
+    """One byte that a worker's main process shares with its pool: Celery tells only the former that it is to stop."""
+
+    def __init__(self) -> None:
+        self._shared: mmap.mmap | None = None
+
+    def share(self) -> None:
+        """Lower the flag; the processes that are forked from now on see it raised."""
+        self._shared = mmap.mmap(-1, 1)
+
+    def raise_(self) -> None:
+        """The worker was told to stop."""
+        if self._shared is not None:
+            self._shared[0] = 1
+
+    def is_raised(self) -> bool:
+        """Whether this worker was told to stop."""
+        # Celery's flags are exit codes: 0 is an order to stop, too.
+        told = (worker_state.should_terminate, worker_state.should_stop)
+        if any(flag is not None and flag is not False for flag in told):
+            return True
+        return self._shared is not None and self._shared[0] == 1
+
+
+#: Whether this worker is stopping.
+stop_flag = _StopFlag()
+
+
+_nap = threading.Event()

@@ -1,0 +1,306 @@
+"""The wrapper around a plugin's ``run``: claim, body, outcome; and around its ``retry``.
+
+It does nothing for a call without our message header, so that a task's other callers are unaffected. The outcome is
+committed here, inside the task, where a crash or an outage can still be answered: what a signal handler raises is
+swallowed by Celery, and the message would be gone.
+"""
+
+import functools
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from celery import Task
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+from celery.utils.serialization import raise_with_context
+
+from dagabaaz_celery.context import PluginContext
+from dagabaaz_celery.errors import MissingFile, StoreMismatch, TaskInputError
+from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, describe_url, is_outage
+from dagabaaz_celery.stores.sql.records import ClaimRefused, NewArtifact, ResultShape, TaskError
+from dagabaaz_celery.stores.sql.store import Claimed, Work
+from dagabaaz_celery.stores.sql.tables import new_id
+from dagabaaz_celery.worker.active import Throttle, current_work, running
+from dagabaaz_celery.worker.outcome import describe_error, ends_process, explain_no_outcome, seconds_until, wait_out
+from dagabaaz_celery.worker.publish import HEADER
+from dagabaaz_celery.worker.registry import Plugin
+from dagabaaz_celery.worker.results import ArtifactDoor, plain_value
+from dagabaaz_celery.worker.runtime import Runtime
+
+logger = logging.getLogger(__name__)
+
+#: A claim that cannot reach the database gives its message back after so many seconds.
+_CLAIM_PATIENCE = 30.0
+#: A message that is given back comes again at once: this keeps it from spinning.
+_REQUEUE_PAUSE = 1.0
+
+
+class AttemptSuperseded(Ignore):  # type: ignore[misc]  # Celery ships no types
+    """Raised out of a body whose next attempt is recorded: Celery then acknowledges and stores nothing."""
+
+
+def wrap_plugin(runtime: Runtime, plugin: Plugin) -> None:
+    """Replace ``run`` and ``retry`` of a finalized task."""
+    task = plugin.task
+    body, celery_retry = task.run, task.retry
+
+    @functools.wraps(body)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        header = read_header(task.request)
+        if header is None or _is_inside(task):  # a body that calls its own task directly shares its request
+            return body(*args, **kwargs)
+        return _Execution(runtime, plugin, body).run(header)
+
+    @functools.wraps(celery_retry)
+    def retry(*args: Any, **kwargs: Any) -> Any:
+        work = current_work()
+        if work is None or not _is_inside(task):
+            return celery_retry(*args, **kwargs)
+        return _retry_in_run(runtime, task, work, *args, **kwargs)
+
+    run.dagabaaz_wrapped = True  # type: ignore[attr-defined]
+    task.run, task.retry = run, retry
+
+
+def is_wrapped(task: Task) -> bool:
+    """Whether ``wrap_plugin`` replaced this task's ``run``."""
+    return getattr(task.run, "dagabaaz_wrapped", False)
+
+
+def read_header(request: Any) -> dict[str, Any] | None:
+    """What our publisher put into a message; None for a call from elsewhere."""
+    found = request.get(HEADER)
+    if found is None:  # an eager call keeps its headers together
+        found = (request.get("headers") or {}).get(HEADER)
+    return found if isinstance(found, dict) else None
+
+
+def _is_inside(task: Task) -> bool:
+    """Whether this thread is in the body that the task's current request runs."""
+    work = current_work()
+    return work is not None and work.attempt.attempt_id == task.request.id
+
+
+class _Execution:
+    """One message of a wrapped plugin, from claim to outcome."""
+
+    def __init__(self, runtime: Runtime, plugin: Plugin, body: Callable[..., Any]) -> None:
+        self._runtime = runtime
+        self._plugin = plugin
+        self._body = body
+        self._attempt_id = str(plugin.task.request.id)
+
+    def run(self, header: dict[str, Any]) -> Any:
+        """The body's plain result, for an explicit result backend; None where results are ignored."""
+        self._refuse_other_store(header)
+        claimed = self._claim()
+        work = claimed.work
+        door = ArtifactDoor(self._runtime.settings, self._plugin.info.name)
+        try:
+            with running(work):
+                result = self._call_body(claimed, door)
+                artifacts, shape = door.take_result(result)
+        except AttemptSuperseded:
+            raise
+        except (Ignore, Reject) as error:
+            self._runtime.outcome.fail(work, explain_no_outcome(error))
+            raise
+        except Retry as error:
+            self._record_raised_retry(work, error)
+        except BaseException as error:
+            if ends_process(error):
+                raise
+            if not self._fail(work, error):
+                raise Ignore("the attempt is not current any more") from error
+            if isinstance(error, Exception):
+                raise
+            # Celery would never end this task: it looks for nothing but an Exception.
+            raise RuntimeError(f"the body raised {type(error).__name__}, which is no Exception") from error
+        if not self._complete(work, artifacts, shape):
+            raise Ignore("the attempt is not current any more")
+        if self._plugin.task.ignore_result:
+            return None
+        values = [plain_value(new.artifact, new.shape) for new in artifacts]
+        return values if shape == "many" else (values[0] if values else None)
+
+    def _complete(self, work: Work, artifacts: list[NewArtifact], shape: ResultShape) -> bool:
+        try:
+            return self._runtime.outcome.complete(work, artifacts, shape)
+        except Exception as error:
+            if is_outage(error):
+                raise self._give_back(error) from error
+            self._fail(work, error)  # something the database does not take
+            raise
+
+    def _fail(self, work: Work, error: BaseException) -> bool:
+        try:
+            return self._runtime.outcome.fail(work, describe_error(error))
+        except Exception as outage:
+            if is_outage(outage):
+                raise self._give_back(outage) from outage
+            raise
+
+    def _give_back(self, outage: Exception) -> Reject:
+        """The worker stops while the database is away: the work is not failed, others do it again."""
+        logger.warning("attempt %s ends without a database to tell: its message goes back", self._attempt_id)
+        return Reject(outage, requeue=True)
+
+    def _refuse_other_store(self, header: dict[str, Any]) -> None:
+        ours, theirs = self._runtime.store.id, header.get("store")
+        if theirs == ours:
+            return
+        refusal = StoreMismatch(
+            f"Task {self._attempt_id} belongs to store {theirs} and this worker uses store {ours} "
+            f"({describe_url(self._runtime.store.database.engine.url)}): its run cannot be advanced here. Set "
+            "dagabaaz_store_url to the same database in every process of this broker. The message goes back."
+        )
+        logger.critical("%s", refusal)
+        time.sleep(_REQUEUE_PAUSE)
+        raise Reject(refusal, requeue=True)
+
+    def _claim(self) -> Claimed:
+        token = new_id()  # the same in every try, so that a claim whose answer was lost finds itself
+        store, worker_id = self._runtime.store, self._runtime.worker_id
+        try:
+            claimed = wait_out(
+                lambda: store.claim(self._attempt_id, token, worker_id),
+                # A message that was acknowledged early cannot go back: then only waiting is left.
+                give_up_after=_CLAIM_PATIENCE if self._plugin.task.acks_late else None,
+            )
+        except DATABASE_ERRORS as error:
+            logger.warning("the database is away, the message of attempt %s goes back: %s", self._attempt_id, error)
+            time.sleep(_REQUEUE_PAUSE)
+            raise Reject(error, requeue=True) from error
+        if isinstance(claimed, ClaimRefused):
+            logger.info("attempt %s was not started: %s", claimed.attempt_id, claimed.reason)
+            raise Ignore(claimed.reason)
+        return claimed
+
+    def _call_body(self, claimed: Claimed, door: ArtifactDoor) -> Any:
+        if claimed.input_error is not None:
+            raise claimed.input_error
+        _refuse_missing_files(claimed.input)
+        context = self._build_context(claimed.work, door)
+        args, kwargs = self._plugin.parameters.fill(claimed.input, context)
+        return self._body(*args, **kwargs)
+
+    def _build_context(self, work: Work, door: ArtifactDoor) -> PluginContext:
+        attempt, store = work.attempt, self._runtime.store
+        definition = store.definition_of(work.definition_hash).definition
+        slug = definition.nodes[attempt.node_index].slug
+        written, asked, was_cancelled = Throttle(1.0), Throttle(1.0), [False]
+
+        def report_progress(done: int, total: int) -> None:
+            if written.is_open():
+                with _passing_over_outages():
+                    store.set_progress(attempt, done, total)
+
+        def ask_cancelled() -> bool:
+            if not was_cancelled[0] and asked.is_open():
+                with _passing_over_outages():
+                    was_cancelled[0] = not store.is_current(attempt.attempt_id)
+            return was_cancelled[0]
+
+        return PluginContext(
+            run_id=attempt.run_id,
+            slug=slug,
+            task_id=attempt.task_id,
+            attempt=attempt.number,
+            scratch_path=self._runtime.settings.files_dir
+            / attempt.run_id
+            / slug
+            / f"{attempt.task_id}-{attempt.number}",
+            emit_artifact=door.emit,
+            report_progress=report_progress,
+            ask_cancelled=ask_cancelled,
+        )
+
+    def _record_raised_retry(self, work: Work, error: Retry) -> None:
+        """A body that raises Retry itself, without ``self.retry``."""
+        cause = describe_error(error.exc if isinstance(error.exc, BaseException) else error)
+        delay = _retry_delay(self._runtime, error.when)
+        self._runtime.outcome.retry(work, delay=delay, retries=work.attempt.retries + 1, error=cause)
+        raise AttemptSuperseded("the body asked for another attempt") from error
+
+
+def _retry_in_run(  # the parameters, and their places, of Task.retry
+    runtime: Runtime,
+    task: Task,
+    work: Work,
+    args: Any = None,
+    kwargs: Any = None,
+    exc: BaseException | None = None,
+    throw: bool = True,
+    eta: datetime | None = None,
+    countdown: float | None = None,
+    max_retries: int | None = None,
+    **options: Any,
+) -> Ignore:
+    """``self.retry`` in a run: the next attempt is stored and owed; Celery publishes nothing.
+
+    Past ``max_retries`` it raises as Celery does: ``exc``, else MaxRetriesExceededError. The next attempt is published
+    with its node's options, so that ``options`` given here (queue, priority, …) are not followed.
+    """
+    if args or kwargs:
+        raise TaskInputError(
+            f"Task {task.name!r} called self.retry with other arguments: in a run a task's input comes from its store "
+            "and stays the same. Call self.retry without args and kwargs."
+        )
+    if options:
+        logger.warning(
+            "task %s called self.retry with %s: in a run every attempt is published with its node's options",
+            task.name,
+            ", ".join(sorted(options)),
+        )
+    retries = work.attempt.retries + 1
+    limit = task.max_retries if max_retries is None else max_retries
+    if limit is not None and retries > limit:
+        if exc is not None:
+            raise_with_context(exc)
+        raise MaxRetriesExceededError(f"Can't retry {task.name}[{task.request.id}]: {limit} retries were made.")
+    delay = _retry_delay(runtime, eta or (task.default_retry_delay if countdown is None else countdown))
+    cause = exc or sys.exc_info()[1]
+    reason = TaskError("Retry", "the body asked for another attempt") if cause is None else describe_error(cause)
+    runtime.outcome.retry(work, delay=delay, retries=retries, error=reason)
+    superseded = AttemptSuperseded(f"retry {retries} is due in {delay:g} s")
+    if throw:
+        raise superseded
+    return superseded
+
+
+def _retry_delay(runtime: Runtime, when: datetime | float | None) -> float:
+    """Seconds until the next attempt is due; an eager retry does not wait, as in Celery."""
+    return 0.0 if runtime.app.conf.task_always_eager else seconds_until(when)
+
+
+@contextmanager
+def _passing_over_outages() -> Iterator[None]:
+    """What a body shows or asks meanwhile is not worth failing it for while the database is away."""
+    try:
+        yield
+    except DATABASE_ERRORS as error:
+        if not is_outage(error):
+            raise
+        logger.warning("the database is away, a body goes on without it: %s", error)
+
+
+def _refuse_missing_files(task_input: dict[str, Any]) -> None:
+    """A file that another host wrote elsewhere is named here, before the body stumbles over it."""
+    artifacts = task_input.get("artifacts")
+    entries = (
+        [task_input, *(entry for entry in artifacts if isinstance(entry, dict))]
+        if isinstance(artifacts, list)
+        else [task_input]
+    )
+    for entry in entries:
+        path = entry.get("file_path")
+        if isinstance(path, str) and "file_name" in entry and not Path(path).exists():
+            raise MissingFile(
+                f"The input file {path!r} is not there. It was written by an upstream task: make dagabaaz_files_dir a "
+                "directory that every worker host shares, and do not delete files while their run goes on."
+            )

@@ -1,0 +1,130 @@
+"""From what a body returns to artifacts, checked at the door."""
+
+import mimetypes
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from dagabaaz_celery.errors import LimitExceeded, MissingFile, ResultError
+from dagabaaz_celery.json_door import check_json, find_problem_in_text
+from dagabaaz_celery.models import TaskArtifact
+from dagabaaz_celery.settings import Settings
+from dagabaaz_celery.stores.sql.records import ArtifactShape, NewArtifact, ResultShape
+
+_MAX_METADATA_DEPTH = 64
+#: What a database keeps of each, in characters; and its largest whole number.
+_MAX_FIELD_LENGTHS = {"file_path": 4096, "file_name": 1024, "mime_type": 255}
+_MAX_FILE_SIZE = 2**63 - 1
+
+
+class ArtifactDoor:
+    """Takes what a body emits and returns, within the app's limits.
+
+    Raises ResultError for what cannot become an artifact, LimitExceeded for too many or too much, MissingFile for a
+    path without a file.
+    """
+
+    def __init__(self, settings: Settings, owner: str) -> None:
+        self._settings = settings
+        self._owner = owner
+        self._taken: list[NewArtifact] = []
+
+    def emit(self, value: Any) -> None:
+        """Take one artifact."""
+        if len(self._taken) >= self._settings.max_artifacts:
+            raise LimitExceeded(
+                f"A task of plugin {self._owner!r} produced more than {self._settings.max_artifacts} artifacts "
+                "(dagabaaz_max_artifacts). Raise the setting, or let the plugin produce fewer, larger artifacts."
+            )
+        self._taken.append(self._to_artifact(value))
+
+    def take_result(self, result: Any) -> tuple[list[NewArtifact], ResultShape]:
+        """Take a body's result after what it emitted; all artifacts, and how the result is given back later."""
+        if result is None:
+            return self._taken, "many" if self._taken else "none"
+        if isinstance(result, (list, tuple, Iterator)):
+            for value in result:
+                self.emit(value)
+            return self._taken, "many"
+        self.emit(result)
+        return self._taken, "one" if len(self._taken) == 1 else "many"
+
+    def _to_artifact(self, value: Any) -> NewArtifact:
+        artifact, shape = self._convert(value)
+        self._refuse_unstorable(artifact)
+        text = check_json(
+            artifact.metadata,
+            f"the result of {self._owner}",
+            max_bytes=self._settings.max_metadata_bytes,
+            max_depth=_MAX_METADATA_DEPTH,
+        )
+        return NewArtifact(artifact, shape, text)
+
+    def _refuse_unstorable(self, artifact: TaskArtifact) -> None:
+        for field, limit in _MAX_FIELD_LENGTHS.items():
+            value = getattr(artifact, field)
+            if value is None:
+                continue
+            if problem := find_problem_in_text(value):
+                raise ResultError(
+                    f"Plugin {self._owner!r} produced an artifact that cannot be stored: its {field} {value!a} "
+                    f"{problem}. A file whose name is not UTF-8 needs another name."
+                )
+            if len(value) > limit:
+                raise LimitExceeded(
+                    f"Plugin {self._owner!r} produced an artifact whose {field} has {len(value)} characters: "
+                    f"{limit} can be stored. Shorten it, or put it into the metadata."
+                )
+        if artifact.file_size is not None and not 0 <= artifact.file_size <= _MAX_FILE_SIZE:
+            raise ResultError(
+                f"Plugin {self._owner!r} produced an artifact whose file_size is {artifact.file_size}: it must be a "
+                "number of bytes from 0 to 2**63 - 1. Leave it out, and the file is measured."
+            )
+
+    def _convert(self, value: Any) -> tuple[TaskArtifact, ArtifactShape]:
+        if isinstance(value, TaskArtifact):
+            return _complete_from_file(value), "file"
+        if isinstance(value, BaseModel):
+            return self._convert(value.model_dump(mode="json"))
+        if isinstance(value, Mapping):
+            return TaskArtifact.model_construct(metadata=dict(value)), "record"
+        if isinstance(value, (str, int, float, bool)):
+            return TaskArtifact.model_construct(metadata={"value": value}), "scalar"
+        raise ResultError(
+            f"Plugin {self._owner!r} produced a {type(value).__name__}, which cannot become an artifact. Return a "
+            "TaskArtifact, a mapping, a pydantic model, a string, a number, a list or generator of those, or None for "
+            "nothing at all (not in a list)."
+        )
+
+
+def plain_value(artifact: TaskArtifact, shape: str) -> Any:
+    """What a body returned, from the artifact that it became."""
+    if shape == "scalar":
+        return artifact.metadata["value"]
+    if shape == "record":
+        return dict(artifact.metadata)
+    return artifact
+
+
+def _complete_from_file(artifact: TaskArtifact) -> TaskArtifact:
+    """Fill in an absolute path, and the name, size and MIME type that the body left out."""
+    if artifact.file_path is None:
+        return artifact
+    path = Path(artifact.file_path).absolute()
+    try:
+        size = path.stat().st_size
+    except (OSError, ValueError) as error:
+        raise MissingFile(
+            f"An artifact names the file {str(path)!r}, which cannot be read: {error}. Write the file before returning "
+            "its artifact, under context.scratch so that every worker finds it."
+        ) from error
+    return artifact.model_copy(
+        update={
+            "file_path": str(path),
+            "file_name": artifact.file_name or path.name,
+            "file_size": size if artifact.file_size is None else artifact.file_size,
+            "mime_type": artifact.mime_type or mimetypes.guess_type(path.name)[0],
+        }
+    )

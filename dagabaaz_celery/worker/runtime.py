@@ -1,0 +1,245 @@
+"""One app's running parts, wired together: settings, store, plugins, publisher, and what follows a commit."""
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+from celery import Celery
+
+from dagabaaz_celery.constants import RunStatus
+from dagabaaz_celery.errors import StoreUrlMissing
+from dagabaaz_celery.settings import Settings, read_settings
+from dagabaaz_celery.stores.sql.records import Aftermath, Owed
+from dagabaaz_celery.stores.sql.store import SqlStore
+from dagabaaz_celery.stores.sql.transaction import StorePolicy
+from dagabaaz_celery.worker.local_store import make_process_store_url
+from dagabaaz_celery.worker.outcome import OutcomeHandler, ends_process, stop_flag, wait_out
+from dagabaaz_celery.worker.publish import BROKER_ERRORS, Publisher
+from dagabaaz_celery.worker.registry import PluginRegistry
+
+logger = logging.getLogger(__name__)
+
+RunCallback = Callable[[str], Any]
+Part = TypeVar("Part")
+
+_IN_PROCESS_BROKERS = ("memory",)
+_MAX_CALLBACK_DELAY = 300.0
+
+
+class _built_once(Generic[Part]):  # noqa: N801  # a decorator
+    """A part built at its first use, once for all threads, which functools.cached_property no longer sees to."""
+
+    def __init__(self, build: Callable[["Runtime"], Part]) -> None:
+        self._build = build
+        self.__doc__ = build.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, runtime: "Runtime", owner: type) -> Part:
+        with runtime.building:
+            if self._name not in runtime.__dict__:
+                runtime.__dict__[self._name] = self._build(runtime)
+            part: Part = runtime.__dict__[self._name]
+            return part
+
+
+class Runtime:
+    """Everything that an app's processes need to advance runs. Nothing is read or opened before its first use."""
+
+    def __init__(self, app: Celery) -> None:
+        self.app = app
+        self.registry = PluginRegistry()
+        self.callbacks: dict[RunStatus, list[RunCallback]] = {}
+        #: Set in a worker's main process before its pool starts, so that its children inherit it.
+        self.worker_id: str | None = None
+        #: Takes work from the main process's signal receivers; None outside a worker's main process.
+        self.sweep_queue: SweepQueue | None = None
+        #: Held while a part is built; a worker builds them all before it forks.
+        self.building = threading.RLock()
+
+    @_built_once
+    def settings(self) -> Settings:
+        """The app's settings, read at first use."""
+        return read_settings(self.app.conf)
+
+    @_built_once
+    def store(self) -> SqlStore:
+        """The app's store. Raises StoreUrlMissing with a real broker and no store URL."""
+        settings = self.settings
+        return SqlStore(
+            settings.store_url or self._url_without_setting(),
+            prefix=settings.table_prefix,
+            schema=settings.schema,
+            policy=StorePolicy(
+                publish_lease=settings.resend_after,
+                short_delay=settings.sweep_interval,
+                max_fan_out=settings.max_fan_out,
+            ),
+            auto_migrate=settings.auto_migrate,
+        )
+
+    @_built_once
+    def outcome(self) -> OutcomeHandler:
+        """Records how attempts end."""
+        settings = self.settings
+        return OutcomeHandler(
+            self.store,
+            self.settle,
+            max_recoveries=settings.max_recoveries,
+            unknown_pause=settings.sweep_interval,
+        )
+
+    @_built_once
+    def publisher(self) -> Publisher:
+        """Sends tasks to the broker."""
+        return Publisher(
+            self.app,
+            self.store,
+            self.registry,
+            max_input_bytes=self.settings.max_input_bytes,
+            fail_task=self.outcome.fail_attempt,
+        )
+
+    def prepare_worker(self) -> None:
+        """Build every part and open the store, before the pool forks: a child must not have to wait for it.
+
+        Waits for a database that is away. Raises ConfigurationError and StoreError for what waiting does not mend.
+        """
+        stop_flag.share()
+        wait_out(lambda: self.store.id)
+        self.publisher  # noqa: B018  # with it, all others
+
+    def close(self) -> None:
+        """Close the store's connections, if it was ever used."""
+        if "store" in self.__dict__:
+            self.store.close()
+
+    @property
+    def is_worker(self) -> bool:
+        """Whether this process is a worker or one of its children."""
+        return self.worker_id is not None
+
+    def settle(self, aftermath: Aftermath) -> None:
+        """Do what a committed transaction owes. What fails here is done by a sweep: it is stored as owed."""
+        try:
+            self.publisher.publish(aftermath.publish)
+        except Exception:
+            logger.exception("publishing failed after the commit: the sweep publishes what is owed")
+        # The rest of a run that ended is cancelled before anybody is told, and before a callback may take its time.
+        for owed in sorted(aftermath.owed, key=lambda owed: owed.kind == "callback"):
+            try:
+                self.do_owed(owed)
+            except Exception:
+                logger.exception(
+                    "%s of run %s failed after the commit: the sweep does it again", owed.kind, owed.run_id
+                )
+
+    def publish_due(self, limit: int) -> bool:
+        """Publish up to ``limit`` tasks that are owed to the queue; whether there may be more that can be published."""
+        due = self.store.lease_due_tasks(limit)
+        return self.publisher.publish(due) and len(due) == limit
+
+    def do_owed(self, owed: Owed) -> None:
+        """Do one owed thing that this process has leased."""
+        if owed.kind == "launch":
+            self._finish_launch(owed)
+        elif owed.kind == "cancel":
+            self._revoke(self.store.cancel_rest(owed))
+        elif self.app.conf.task_always_eager or (self.is_worker and not self._has_sweep):
+            self.deliver(owed)
+        else:
+            self.store.postpone_owed(owed, 0)  # callbacks run in workers, there in a thread of their own
+            if self.sweep_queue is not None:
+                self.sweep_queue.callbacks.set()
+
+    @property
+    def _has_sweep(self) -> bool:
+        """Whether this process sweeps: a worker's main process, where nothing may wait for a user's callback."""
+        return self.sweep_queue is not None and self.sweep_queue.is_here
+
+    def cancel(self, run_id: str, reason: str) -> None:
+        """Cancel an open run and its tasks; returns when that is done, and raises when it could not be."""
+        aftermath = self.store.cancel(run_id, reason)
+        for owed in sorted(aftermath.owed, key=lambda owed: owed.kind == "callback"):
+            self.do_owed(owed)
+
+    def _finish_launch(self, owed: Owed) -> None:
+        unfinished = True
+        while unfinished:
+            aftermath = self.store.continue_launch(owed)
+            self.publisher.publish(aftermath.publish)
+            unfinished = bool(aftermath.owed)
+
+    def _revoke(self, attempt_ids: list[str]) -> None:
+        """Tell workers to drop what still waits in their memory; the claim's guard would refuse it anyway."""
+        if not attempt_ids or self.app.conf.task_always_eager:
+            return
+        try:
+            self.app.control.revoke(attempt_ids)
+        except BROKER_ERRORS as error:
+            logger.info("could not revoke %d attempts (%s): their outcomes will be refused", len(attempt_ids), error)
+
+    def deliver(self, owed: Owed) -> None:
+        """Run the app's callables for a run's end; the row goes when all have returned."""
+        for callback in self.callbacks.get(owed.status, ()):
+            try:
+                callback(owed.run_id)
+            except BaseException as error:
+                if ends_process(error):
+                    raise
+                delay = min(2.0 ** min(owed.tries + 1, 10), _MAX_CALLBACK_DELAY)
+                logger.exception(
+                    "the callback %r for run %s (%s, generation %d) raised: again in %.0f s",
+                    callback,
+                    owed.run_id,
+                    owed.status,
+                    owed.generation,
+                    delay,
+                )
+                self.store.postpone_owed(owed, delay)
+                return
+        self.store.settle_owed(owed)
+
+    def _url_without_setting(self) -> str:
+        """A broker inside this process, or none at all, needs no shared store."""
+        conf = self.app.conf
+        transport = self.app.connection_for_write().transport_cls
+        if conf.task_always_eager or transport in _IN_PROCESS_BROKERS:
+            return make_process_store_url()
+        raise StoreUrlMissing(
+            f"The app {self.app.main!r} has a broker ({transport}) and no store for its runs. A default file would "
+            "differ between hosts and hang runs silently, so name one database that every process reaches: "
+            'app.conf.dagabaaz_store_url = "postgresql+psycopg://localhost/mydb" '
+            "(on one machine: Dagabaaz.embedded(app) brings its own store and broker)."
+        )
+
+
+class SweepQueue:
+    """Calls that the main process's signal receivers hand over to the sweep thread."""
+
+    def __init__(self) -> None:
+        self._calls: list[Callable[[], None]] = []
+        self._lock = threading.Lock()
+        self._pid = os.getpid()
+        self.wake = threading.Event()
+        self.callbacks = threading.Event()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the sweep thread lives in this process (a forked child has only a copy of this object)."""
+        return os.getpid() == self._pid
+
+    def put(self, call: Callable[[], None]) -> None:
+        """Have the sweep thread make this call soon."""
+        with self._lock:
+            self._calls.append(call)
+        self.wake.set()
+
+    def take_all(self) -> list[Callable[[], None]]:
+        """What has been handed over."""
+        with self._lock:
+            calls, self._calls = self._calls, []
+        return calls

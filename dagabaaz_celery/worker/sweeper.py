@@ -1,0 +1,292 @@
+"""The sweep: threads in each worker's main process that do what is owed and take over what was lost.
+
+Any number of workers sweep at once: each takes small batches, locked. One round is what signal receivers handed over,
+what is owed, tasks to publish, runs with nothing open, this worker's own lost attempts, the attempts of workers that
+died, and messages that the broker lost. The heartbeat and the users' callbacks have threads of their own: neither may
+wait for the other.
+"""
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from celery import bootsteps, signals
+
+from dagabaaz_celery.stores.sql.engine import is_outage
+from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.stores.sql.records import Owed, TaskError
+from dagabaaz_celery.stores.sql.store import SqlStore, Work
+from dagabaaz_celery.stores.sql.tables import new_id
+from dagabaaz_celery.worker.liveness import Heart, Watch, held_attempt_ids
+from dagabaaz_celery.worker.outcome import stop_flag, wait_out
+from dagabaaz_celery.worker.publish import BROKER_ERRORS
+from dagabaaz_celery.worker.resend import LostMessages
+from dagabaaz_celery.worker.runtime import Runtime, SweepQueue
+
+logger = logging.getLogger(__name__)
+
+_BATCH = 500
+#: Seconds that a stopping worker waits for a callback to return.
+_CALLBACK_PATIENCE = 10.0
+
+
+class Sweeper:
+    """One worker's sweep thread."""
+
+    def __init__(
+        self,
+        runtime: Runtime,
+        worker_id: str,
+        *,
+        hostname: str,
+        get_queues: Callable[[], list[str]],
+        get_consumer: Callable[[], Any] = lambda: None,
+    ) -> None:
+        settings = runtime.settings
+        self._runtime = runtime
+        self._worker_id = worker_id
+        self._interval = settings.sweep_interval
+        self._queue = SweepQueue()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="dagabaaz-sweep", daemon=True)
+        self._heart = Heart(
+            runtime.app,
+            runtime.store,
+            worker_id,
+            hostname=hostname,
+            get_queues=get_queues,
+            get_consumer=get_consumer,
+            interval=settings.sweep_interval,
+        )
+        self._watch = Watch(self._heart, dead_after=settings.dead_after)
+        self._lost_messages = LostMessages(runtime.app, runtime.store, runtime.publisher.publish)
+        self._callbacks = _CallbackThread(runtime, self._queue.callbacks)
+        self._missing: dict[str, str | None] = {}
+
+    def start(self) -> None:
+        """Announce the worker, then sweep until stopped."""
+        self._runtime.sweep_queue = self._queue
+        wait_out(self._heart.announce)
+        self._heart.start()
+        self._callbacks.start()
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        """Have the threads end soon, without waiting for them."""
+        self._stop.set()
+        self._queue.wake.set()
+        self._heart.ask_to_stop()
+        self._callbacks.ask_to_stop()
+
+    def stop(self) -> None:
+        """End the threads and withdraw the worker, whose pool has ended."""
+        self.ask_to_stop()
+        self._thread.join()
+        self._callbacks.stop()
+        try:
+            self._make_handed_over_calls()
+            self._heart.stop()
+        except Exception:
+            logger.exception("the worker could not withdraw: others take it for dead after a while")
+        self._runtime.sweep_queue = None
+        self._runtime.store.close()
+
+    def sweep(self) -> None:
+        """One round; each part does what it can, whatever became of the others, unless the database is away."""
+        for part in (
+            self._make_handed_over_calls,
+            self._do_owed,
+            self._publish_due,
+            self._reconcile_stalled,
+            self._rescue_own_lost,
+            self._look_after_workers,
+        ):
+            if self._stop.is_set():
+                return
+            try:
+                part()
+            except Exception as error:
+                if is_outage(error):
+                    raise
+                logger.exception("a part of the sweep failed; the next round tries it again")
+
+    @property
+    def _store(self) -> SqlStore:
+        return self._runtime.store
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            pause = self._interval
+            try:
+                self.sweep()
+                pause = self._pause()
+            except Exception as error:
+                # The next round is the answer to an outage, and to anything else that was not foreseen.
+                logger.warning("a sweep failed, the next one follows in %.1f s", pause, exc_info=not is_outage(error))
+            self._queue.wake.wait(pause)
+            self._queue.wake.clear()
+
+    def _pause(self) -> float:
+        """Until the next round, or until a delayed task is due."""
+        due = self._store.seconds_to_next_due()
+        return self._interval if due is None else min(max(due, 0.01), self._interval)
+
+    def _make_handed_over_calls(self) -> None:
+        for call in self._queue.take_all():
+            self._do_alone("what Celery signalled", call)
+
+    def _do_owed(self) -> None:
+        while not self._stop.is_set() and (owed_now := self._store.lease_owed(_BATCH, ("cancel", "launch"))):
+            for owed in owed_now:
+                self._do_alone(
+                    f"the {owed.kind} of run {owed.run_id}",
+                    lambda owed=owed: self._runtime.do_owed(owed),  # type: ignore[misc]
+                )
+        self._callbacks.look()
+
+    def _publish_due(self) -> None:
+        while not self._stop.is_set() and self._runtime.publish_due(_BATCH):
+            continue
+
+    def _reconcile_stalled(self) -> None:
+        for run_id in self._store.find_stalled_runs(_BATCH):
+            self._do_alone(f"reconciling run {run_id}", lambda run_id=run_id: self._reconcile(run_id))  # type: ignore[misc]
+
+    def _reconcile(self, run_id: str) -> None:
+        self._runtime.settle(self._store.reconcile(run_id))
+
+    def _do_alone(self, what: str, call: Callable[[], object]) -> None:
+        """One thing of many: what is wrong with it must not keep the others waiting."""
+        try:
+            call()
+        except Exception as error:
+            if is_outage(error):
+                raise
+            logger.exception("%s failed; the next sweep tries it again", what)
+
+    def _rescue_own_lost(self) -> None:
+        """Attempts that the store says run here and that Celery does not hold, in two sweeps with the same token."""
+        running = self._store.list_running_on(self._worker_id)
+        held = held_attempt_ids()  # after the question: what was claimed in between is held by now
+        missing = {work.attempt.attempt_id: work for work in running if work.attempt.attempt_id not in held}
+        for attempt_id, work in missing.items():
+            if attempt_id in self._missing and self._missing[attempt_id] == work.attempt.token:
+                self._rescue(work, "its process ended without an outcome")
+        self._missing = {attempt_id: work.attempt.token for attempt_id, work in missing.items()}
+
+    def _look_after_workers(self) -> None:
+        workers = self._store.list_workers()
+        dead = self._watch.find_dead(workers, self._worker_id)
+        for worker in dead:
+            logger.error("worker %s (pid %d) is dead: its tasks are dispatched again", worker.hostname, worker.pid)
+            self._store.remove_worker(worker.id)
+        for work in self._store.list_orphans():
+            self._rescue(work, "its worker died")
+        self._resend_lost([worker for worker in workers if worker not in dead])
+
+    def _resend_lost(self, workers: list[WorkerRow]) -> None:
+        try:
+            self._lost_messages.resend(workers)
+        except BROKER_ERRORS as error:
+            logger.warning("the broker is away, lost messages cannot be looked for: %s", error)
+
+    def _rescue(self, work: Work, what: str) -> None:
+        attempt = work.attempt
+        logger.warning(
+            "task %s of run %s is lost (%s): attempt %d is over", attempt.task_id, attempt.run_id, what, attempt.number
+        )
+        reason = TaskError("WorkerLost", f"attempt {attempt.number} was lost: {what}")
+        self._do_alone(f"rescuing task {attempt.task_id}", lambda: self._runtime.outcome.rescue(work, reason))
+
+
+class _CallbackThread:
+    """Runs the users' callbacks, which may be slow, away from everything that must not wait; one at a time."""
+
+    def __init__(self, runtime: Runtime, wake: threading.Event) -> None:
+        self._runtime = runtime
+        self._wake = wake
+        self._stop = threading.Event()
+        self._current: Owed | None = None
+        self._thread = threading.Thread(target=self._run, name="dagabaaz-callbacks", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def ask_to_stop(self) -> None:
+        self._stop.set()
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Let the callback in progress return, for a while; what waits is delivered by another worker."""
+        self.ask_to_stop()
+        self._thread.join(timeout=_CALLBACK_PATIENCE)
+
+    def look(self) -> None:
+        """Have the thread look for callbacks; the one that it is busy with stays its own."""
+        current = self._current
+        if current is not None:
+            self._runtime.store.renew_owed(current)
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._wake.wait()
+            self._wake.clear()
+            try:
+                self._deliver_all()
+            except Exception as error:
+                logger.warning("callbacks stay owed until the next sweep", exc_info=not is_outage(error))
+
+    def _deliver_all(self) -> None:
+        while not self._stop.is_set() and (owed_now := self._runtime.store.lease_owed(1, ("callback",))):
+            self._current = owed_now[0]
+            try:
+                self._runtime.deliver(self._current)
+            finally:
+                self._current = None
+
+
+def build_sweep_step(runtime: Runtime, prepare: Callable[[], None]) -> type[bootsteps.StartStopStep]:
+    """The worker bootstep that runs a runtime's sweep; ``prepare`` is called before the worker's pool starts."""
+
+    class SweepStep(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery ships no types
+        """Identity before the pool forks, the sweep while the worker runs, withdrawal when its pool has ended."""
+
+        name = f"dagabaaz-sweep-{id(runtime)}"
+        requires = ("celery.worker.components:Pool",)
+
+        def __init__(self, parent: Any, **kwargs: Any) -> None:
+            super().__init__(parent, **kwargs)
+            prepare()
+            runtime.prepare_worker()
+            runtime.worker_id = worker_id = new_id()
+            self._sweeper = Sweeper(
+                runtime,
+                worker_id,
+                hostname=parent.hostname or socket.gethostname(),
+                get_queues=lambda: sorted(map(str, runtime.app.amqp.queues.consume_from)),
+                get_consumer=lambda: getattr(parent, "consumer", None),
+            )
+
+        def start(self, parent: Any) -> None:
+            self._sweeper.start()
+            signals.worker_shutdown.connect(self._withdraw)  # steps stop before the pool's last tasks have ended
+
+        def stop(self, parent: Any) -> None:
+            """Bodies end first; those whose outcome waits for the database are told not to wait any longer."""
+            stop_flag.raise_()
+
+        def terminate(self, parent: Any) -> None:
+            """A cold shutdown waits for nothing, and others take over what ran here."""
+            stop_flag.raise_()
+            self._sweeper.ask_to_stop()
+
+        def _withdraw(self, sender: Any, **_: Any) -> None:
+            signals.worker_shutdown.disconnect(self._withdraw)
+            self._sweeper.stop()
+            runtime.worker_id = None
+            stop_flag.share()  # for the next worker of a process that outlives this one
+
+    return SweepStep

@@ -1,0 +1,22 @@
+"""What holds for every test."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files() -> Iterator[None]:
+    """Temporary stores go where this fixture clears up: a test process does not always end as its exit handlers hope.
+
+    The directory is open to other users, as which some tests run database servers.
+    """
+    before, directory = tempfile.tempdir, Path(tempfile.mkdtemp(prefix="dagabaaz-tests-"))
+    directory.chmod(0o755)
+    tempfile.tempdir = str(directory)
+    yield
+    tempfile.tempdir = before
+    shutil.rmtree(directory, ignore_errors=True)

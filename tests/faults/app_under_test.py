@@ -1,0 +1,130 @@
+"""The app whose workers fault tests kill: every body writes to a journal when it begins and when it ends.
+
+``celery -A tests.faults.app_under_test worker`` with FAULTS_CONF, Celery settings as JSON, and FAULTS_JOURNAL, a path.
+"""
+
+import json
+import os
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from celery import Celery
+
+from dagabaaz_celery.app import Dagabaaz
+from dagabaaz_celery.constants import FanMode
+from dagabaaz_celery.context import PluginContext
+from dagabaaz_celery.models import DagNode
+from dagabaaz_celery.pipeline import Pipeline
+
+CONF_VARIABLE = "FAULTS_CONF"
+JOURNAL_VARIABLE = "FAULTS_JOURNAL"
+
+#: Ten files through two branches, in pairs again, and one sum: every fan mode.
+PAIRS = Pipeline(
+    "pairs",
+    nodes=[
+        DagNode(slug="source", plugin="emit"),
+        DagNode(slug="left", plugin="work", depends_on=["source"]),
+        DagNode(slug="right", plugin="work", depends_on=["source"]),
+        DagNode(slug="pair", plugin="gather", depends_on=["left", "right"], fan_mode=FanMode.GROUPED),
+        DagNode(slug="total", plugin="gather", depends_on=["pair"], fan_mode=FanMode.AGGREGATE),
+    ],
+)
+
+
+def make_dag(conf: Mapping[str, Any], journal: "Journal") -> Dagabaaz:
+    """The app with its plugins, in a worker and in the test alike."""
+    app = Celery("faults", set_as_current=False)
+    app.conf.update(conf)
+    dag = Dagabaaz(app)
+
+    @dag.plugin
+    def emit(context: PluginContext, count: int, seconds: float = 0.0) -> list[dict[str, Any]]:
+        """So many numbers, each to be worked on for so many seconds."""
+        with journal.body(context):
+            return [{"value": value, "seconds": seconds} for value in range(count)]
+
+    @dag.plugin
+    def work(context: PluginContext, value: int, seconds: float = 0.0) -> dict[str, Any]:
+        """The same number, later."""
+        with journal.body(context):
+            time.sleep(seconds)
+            return {"value": value, "seconds": seconds}
+
+    @dag.plugin
+    def gather(context: PluginContext, artifacts: list[dict[str, Any]]) -> int:
+        """The sum of the numbers."""
+        with journal.body(context):
+            return sum(artifact["metadata"]["value"] for artifact in artifacts)
+
+    dag.register(PAIRS)
+    return dag
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A body that began, ended or raised: of which task and attempt, in which process, on the machine's own clock."""
+
+    what: Literal["begun", "ended", "raised"]
+    run_id: str
+    slug: str
+    task_id: str
+    attempt: int
+    pid: int
+    at: float
+
+
+class Journal:
+    """A file that every worker process appends to, a line at once: it outlives all of them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @contextmanager
+    def body(self, context: PluginContext) -> Iterator[None]:
+        """Write down the beginning and the end of a body; one that was killed has no end."""
+        self._write("begun", context)
+        try:
+            yield
+        except BaseException:
+            self._write("raised", context)
+            raise
+        self._write("ended", context)
+
+    def read(self, run_id: str | None = None) -> list[Entry]:
+        """Everything that happened so far, in order; of one run or of all."""
+        if not self.path.exists():
+            return []
+        entries = [Entry(**json.loads(line)) for line in self.path.read_text().splitlines()]
+        return [entry for entry in entries if run_id in (None, entry.run_id)]
+
+    def count_bodies(self) -> Counter[str]:
+        """How many bodies began for each task, by its id."""
+        return Counter(entry.task_id for entry in self.read() if entry.what == "begun")
+
+    def open_bodies(self) -> list[Entry]:
+        """Where bodies began that have not ended; of killed ones too."""
+        begun: dict[tuple[str, int, int], Entry] = {}
+        for entry in self.read():
+            key = (entry.task_id, entry.attempt, entry.pid)
+            if entry.what == "begun":
+                begun[key] = entry
+            else:
+                del begun[key]
+        return list(begun.values())
+
+    def _write(self, what: Literal["begun", "ended", "raised"], context: PluginContext) -> None:
+        entry = Entry(
+            what, context.run_id, context.slug, context.task_id, context.attempt, os.getpid(), time.monotonic()
+        )
+        with self.path.open("ab", buffering=0) as file:
+            file.write(json.dumps(asdict(entry)).encode() + b"\n")
+
+
+if CONF_VARIABLE in os.environ:
+    app = make_dag(json.loads(os.environ[CONF_VARIABLE]), Journal(Path(os.environ[JOURNAL_VARIABLE]))).app

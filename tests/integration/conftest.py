@@ -1,0 +1,62 @@
+"""What every test with a Celery app begins and ends with."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from dagabaaz_celery.app import Dagabaaz
+from dagabaaz_celery.testing import embedded_worker
+from tests.integration.celery_support import make_app
+from tests.integration.shop_plugins import declare_all
+from tests.integration.worker_processes import Site, open_site
+
+
+@pytest.fixture
+def new_dag() -> Iterator[Callable[..., Dagabaaz]]:
+    """Make a Dagabaaz on an app of its own, with these settings; closed after the test."""
+    made: list[Dagabaaz] = []
+
+    def make(**conf: Any) -> Dagabaaz:
+        made.append(Dagabaaz(make_app(**conf)))
+        return made[-1]
+
+    yield make
+    for dag in made:
+        dag.close()
+        dag.app.close()
+
+
+@pytest.fixture
+def dag(new_dag: Callable[..., Dagabaaz]) -> Dagabaaz:
+    """A Dagabaaz on an app with the in-memory broker and a store of its own."""
+    return new_dag()
+
+
+@pytest.fixture
+def eager(new_dag: Callable[..., Dagabaaz]) -> Dagabaaz:
+    """A Dagabaaz on an app that runs every task in place."""
+    return new_dag(task_always_eager=True)
+
+
+@pytest.fixture(scope="session")
+def prefork() -> Iterator[Site]:
+    """A prefork worker process that tests share, which runs every plugin of ``shop_plugins``."""
+    with open_site(declare_all) as site:
+        site.start_worker()
+        yield site
+
+
+@pytest.fixture(params=["eager", "solo", "threads", "prefork"])
+def shop(request: pytest.FixtureRequest, new_dag: Callable[..., Dagabaaz]) -> Iterator[Dagabaaz]:
+    """A Dagabaaz with every plugin of ``shop_plugins`` and a worker of each pool that runs them."""
+    if request.param == "prefork":
+        yield request.getfixturevalue("prefork").dag
+        return
+    dag = new_dag(task_always_eager=request.param == "eager")
+    declare_all(dag)
+    if request.param == "eager":
+        yield dag
+        return
+    with embedded_worker(dag.app, pool=request.param):
+        yield dag

@@ -1,0 +1,644 @@
+"""What the SQL store promises beyond the protocols: costs, lost answers, half-written launches, ends and debts."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import select, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+
+from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
+from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, StoreSchemaError, UnknownRun
+from dagabaaz_celery.stores.sql.engine import is_outage, now
+from dagabaaz_celery.stores.sql.invariants import find_violations
+from dagabaaz_celery.stores.sql.records import ClaimRefused, Owed, TaskError
+from dagabaaz_celery.stores.sql.store import SqlStore
+from dagabaaz_celery.stores.sql.tables import new_id
+from dagabaaz_celery.stores.sql.transaction import StorePolicy
+from tests import services
+from tests.integration.sql_stores import attempts_of, claim, counting_statements, node, records, start
+
+BOOM = TaskError("ValueError", "boom", "Traceback …")
+
+
+SERVERS = {"postgresql": services.postgres_url, "mariadb": services.mysql_url}
+
+
+@pytest.fixture(scope="module", params=["sqlite", *SERVERS])
+def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SqlStore]:
+    """A store with tables of its own for this module's tests: making them takes a second on a server."""
+    if request.param in SERVERS:
+        url, prefix = SERVERS[request.param](), f"s{new_id()[-8:]}_"
+    else:
+        url, prefix = f"sqlite:///{tmp_path_factory.mktemp('store') / 'runs.sqlite3'}", "dagabaaz_"
+    made = SqlStore(url, prefix=prefix, policy=StorePolicy(launch_batch=10))
+    assert made.id  # opened
+    yield made
+    with made.database.write() as connection:
+        made.tables.metadata.drop_all(connection)
+        connection.execute(text(f"DROP TABLE {made.tables.prefix}schema_version"))
+    made.close()
+
+
+@pytest.fixture
+def store(opened: SqlStore) -> SqlStore:
+    """The store, empty."""
+    with opened.database.write() as connection:
+        for table in (opened.tables.run, opened.tables.node, opened.tables.task, opened.tables.attempt):
+            connection.execute(table.delete())
+        for table in (opened.tables.artifact, opened.tables.owed, opened.tables.pipeline, opened.tables.worker):
+            connection.execute(table.delete())
+    return opened
+
+
+# -- what a step costs
+
+
+def no_returning(store: SqlStore) -> int:
+    """One more where the database cannot answer from an UPDATE (MariaDB, MySQL)."""
+    return 0 if store.database.engine.dialect.update_returning else 1
+
+
+def test_a_completion_that_closes_nothing_costs_the_same_at_any_width(store: SqlStore):
+    costs = []
+    for width in (2, 10):
+        roots = start(store, node("source"), node("work", "source"))
+        first = store.complete(claim(store, attempts_of(roots)[0]), records(width), "many")
+        work = claim(store, attempts_of(first)[0])
+        with counting_statements(store) as sent:
+            store.complete(work, records(1), "one")
+        costs.append(len(sent))
+
+    assert costs == [3 + no_returning(store)] * 2  # the guard, the artifact, the counter
+
+
+def test_a_claim_reads_its_input_in_two_statements(store: SqlStore):
+    roots = start(store, node("source"), node("work", "source"))
+    fan = store.complete(claim(store, attempts_of(roots)[0]), records(1), "one")
+
+    with counting_statements(store) as sent:
+        claim(store, attempts_of(fan)[0])
+
+    assert len(sent) == 2 + no_returning(store)
+
+
+@pytest.mark.parametrize("length", [5, 200])
+def test_closing_a_node_of_a_chain_costs_the_same_at_any_length(store: SqlStore, length: int):
+    chain = [node("n0"), *(node(f"n{i}", f"n{i - 1}") for i in range(1, length))]
+    work = claim(store, attempts_of(start(store, *chain))[0])
+
+    with counting_statements(store) as sent:
+        store.complete(work, records(1), "one")
+
+    # guard, artifact, counter; lock, close, neighbours; claim, routing, task, launched; progress
+    assert len(sent) == 11 + no_returning(store)
+
+
+def test_closing_a_node_reads_only_its_neighbourhood(store: SqlStore):
+    wide = [node("root"), *(node(f"n{i}", "root") for i in range(300)), node("other"), node("child", "other")]
+    started = start(store, *wide)
+    other = claim(store, attempts_of(started)[1])
+
+    with counting_statements(store) as sent:
+        store.complete(other, records(1), "one")
+
+    assert len(sent) == 11 + no_returning(store)
+
+
+# -- lost answers: what was committed and not heard is asked again
+
+
+def test_a_repeated_claim_finds_itself(store: SqlStore):
+    attempt_id = attempts_of(start(store, node("a")))[0]
+    token = new_id()
+
+    first = store.claim(attempt_id, token, None)
+    again = store.claim(attempt_id, token, None)
+
+    assert first == again
+    assert isinstance(store.claim(attempt_id, new_id(), None), ClaimRefused)
+
+
+def test_a_repeated_outcome_changes_nothing(store: SqlStore):
+    work = claim(store, attempts_of(start(store, node("a"), node("b", "a")))[0])
+
+    first = store.complete(work, records(2), "many")
+    again = store.complete(work, records(2), "many")
+
+    assert len(attempts_of(first)) == 2
+    assert again is not None
+    assert attempts_of(again) == []
+    assert [n.tasks_done for n in store.get_nodes(work.attempt.run_id)] == [1, 0]
+
+
+def test_a_repeated_start_finds_its_run(store: SqlStore):
+    run_id = new_id()
+
+    first = start(store, node("a"), run_id=run_id)
+    again = start(store, node("a"), run_id=run_id)
+
+    assert (first.run.id, again.run.id) == (run_id, run_id)
+    assert attempts_of(again) == []
+    assert [run.id for run in store.search_runs()] == [run_id]
+
+
+def test_an_outcome_under_another_token_is_refused(store: SqlStore):
+    work = claim(store, attempts_of(start(store, node("a")))[0], worker_id=new_id())
+
+    rescued = store.rescue(work, TaskError("WorkerLost", "it died"), max_recoveries=3)
+    late = store.complete(work, records(1), "one")
+
+    assert len(attempts_of(rescued)) == 1
+    assert late is None
+    assert store.get_nodes(work.attempt.run_id)[0].tasks_done == 0
+
+
+# -- keys
+
+
+def test_the_same_key_and_input_give_the_same_run_once(store: SqlStore):
+    barrier = threading.Barrier(6)
+    found = []
+
+    def begin() -> None:
+        barrier.wait(10)
+        found.append(start(store, node("a"), key="order-42"))
+
+    threads = [threading.Thread(target=begin) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert len({each.run.id for each in found}) == 1
+    assert sorted(each.created for each in found) == [False] * 5 + [True]
+
+
+def test_the_same_key_with_other_input_is_a_conflict(store: SqlStore):
+    first = start(store, node("a"), key="order-42")
+
+    with pytest.raises(KeyConflict, match="order-42"):
+        store.start(
+            store.definition_of(first.run.definition_hash).definition, '{"x":1}', run_id=new_id(), key="order-42"
+        )
+
+    assert len(store.search_runs()) == 1
+
+
+# -- wide launches
+
+
+def test_a_wide_launch_is_made_in_batches_that_anyone_can_resume(store: SqlStore):
+    roots = start(store, node("source"), node("work", "source"), node("end", "work", fan_mode=FanMode.AGGREGATE))
+    begun = store.complete(claim(store, attempts_of(roots)[0]), records(25), "many")
+    (owed,) = begun.owed
+    run_id = owed.run_id
+    assert (len(attempts_of(begun)), owed.kind) == (10, "launch")
+    assert [n.status for n in store.get_nodes(run_id)] == ["completed", "launching", "blocked"]
+
+    # The first batch is worked off while the launch is interrupted: the node must not close.
+    for attempt_id in attempts_of(begun):
+        store.complete(claim(store, attempt_id), [], "none")
+    assert store.get_nodes(run_id)[1].status == "launching"
+
+    made = [attempts_of(store.continue_launch(owed)), attempts_of(store.continue_launch(owed))]
+
+    assert [len(batch) for batch in made] == [10, 5]
+    assert store.get_nodes(run_id)[1].status == "launched"
+    for attempt_id in (*made[0], *made[1]):
+        store.complete(claim(store, attempt_id), [], "none")
+    assert store.get_run(run_id).status == RunStatus.COMPLETED
+
+
+def test_a_run_that_failed_while_launching_goes_on_where_it_stopped(store: SqlStore):
+    roots = start(store, node("source"), node("work", "source"))
+    begun = store.complete(claim(store, attempts_of(roots)[0]), records(25), "many")
+    run_id = begun.owed[0].run_id
+    done = attempts_of(begun)[:9]
+    for attempt_id in done:
+        store.complete(claim(store, attempt_id), [], "none")
+    failed = store.fail(claim(store, attempts_of(begun)[9]), BOOM)
+    assert attempts_of(store.continue_launch(begun.owed[0])) == []
+
+    again = store.retry(run_id)
+
+    assert len(attempts_of(again)) == 1
+    (launch,) = [owed for owed in again.owed if owed.kind == "launch"]
+    later = [*attempts_of(store.continue_launch(launch)), *attempts_of(store.continue_launch(launch))]
+    for attempt_id in (*attempts_of(again), *later):
+        store.complete(claim(store, attempt_id), [], "none")
+    assert len(later) == 15
+    assert store.get_run(run_id).status == RunStatus.COMPLETED
+    assert failed is not None
+
+
+def test_a_retry_repeats_nothing_of_a_launch_that_was_cut_between_batches(store: SqlStore):
+    """Every task made so far has completed when the run ends: only the rest is made, and nothing runs twice."""
+    roots = start(store, node("source"), node("work", "source"), node("end", "work", fan_mode=FanMode.AGGREGATE))
+    begun = store.complete(claim(store, attempts_of(roots)[0]), records(25), "many")
+    run_id = begun.owed[0].run_id
+    for attempt_id in attempts_of(begun):
+        store.complete(claim(store, attempt_id), records(1), "one")
+    store.cancel(run_id, "enough")
+
+    again = store.retry(run_id)
+
+    assert attempts_of(again) == []
+    work = store.get_nodes(run_id)[1]
+    assert (work.status, work.tasks_total, work.tasks_done, work.launch_cursor) == ("launching", 25, 10, 10)
+    (launch,) = [owed for owed in again.owed if owed.kind == "launch"]
+    later = [*attempts_of(store.continue_launch(launch)), *attempts_of(store.continue_launch(launch))]
+    assert len(later) == 15
+    for attempt_id in later:
+        end = store.complete(claim(store, attempt_id), records(1), "one")
+    with store.read() as connection:
+        assert store.rows.tasks.count_by_status(connection, run_id)[1] == {"completed": 25}
+    store.complete(claim(store, attempts_of(end)[0]), [], "none")
+    assert store.get_run(run_id).status == RunStatus.COMPLETED
+    assert find_violations(store, [run_id]) == []
+
+
+def begin_wide_launch(store: SqlStore) -> Owed:
+    """The rest of a launch of 25 tasks, of which 10 were made."""
+    roots = start(store, node("source"), node("work", "source"))
+    (owed,) = store.complete(claim(store, attempts_of(roots)[0]), records(25), "many").owed
+    return owed
+
+
+def test_a_process_with_a_lower_limit_resumes_a_launch_that_another_began(store: SqlStore):
+    owed = begin_wide_launch(store)
+    strict = SqlStore(store.url, prefix=store.tables.prefix, policy=StorePolicy(launch_batch=10, max_fan_out=5))
+
+    made = [len(attempts_of(strict.continue_launch(owed))) for _ in range(2)]
+
+    strict.close()
+    assert made == [10, 5]
+    assert store.get_nodes(owed.run_id)[1].status == "launched"
+
+
+def test_a_launch_whose_artifacts_were_changed_is_left_as_it_is(store: SqlStore, caplog: pytest.LogCaptureFixture):
+    owed = begin_wide_launch(store)
+    artifact = store.tables.artifact
+    with store.database.write() as connection:
+        connection.execute(artifact.delete().where(artifact.c.ordinal == 3))
+    before = store.get_nodes(owed.run_id)
+
+    left = store.continue_launch(owed)
+
+    assert (attempts_of(left), left.owed) == ([], [])
+    assert store.get_nodes(owed.run_id) == before
+    assert "was to get 25 tasks and would now get 24" in caplog.text
+
+
+# -- ends and what they owe
+
+
+def test_an_end_owes_one_callback_and_the_cancellation(store: SqlStore):
+    started = start(store, node("a"), node("b"))
+    failing, sibling = attempts_of(started)
+    running = claim(store, sibling)
+
+    aftermath = store.fail(claim(store, failing), BOOM)
+
+    assert [(owed.kind, owed.status) for owed in aftermath.owed] == [("callback", "failed"), ("cancel", "failed")]
+    assert store.lease_owed(10) == []  # leased to the process that made it
+    assert store.cancel_rest(aftermath.owed[1]) == [sibling]
+    assert store.complete(running, [], "none") is None
+    run = store.get_run(started.run.id)
+    assert run.error == {
+        "type": "ValueError",
+        "message": "boom",
+        "traceback": "Traceback …",
+        "node": "a",
+        "task_id": run.error["task_id"],
+    }
+
+
+def test_no_claim_commits_once_a_cancel_has_returned(store: SqlStore):
+    started = start(store, node("a"))
+    for owed in store.cancel(started.run.id, "enough").owed:
+        if owed.kind == "cancel":
+            store.cancel_rest(owed)
+
+    refused = store.claim(attempts_of(started)[0], new_id(), None)
+
+    assert isinstance(refused, ClaimRefused)
+    assert "cancelled" in refused.reason
+
+
+def test_cancelling_twice_owes_one_callback(store: SqlStore):
+    started = start(store, node("a"))
+
+    first, second = store.cancel(started.run.id, "x"), store.cancel(started.run.id, "y")
+
+    assert ([owed.kind for owed in first.owed], second.owed) == (["callback", "cancel"], [])
+
+
+def test_a_crash_crashes_the_run_after_the_last_recovery(store: SqlStore):
+    attempt_id = attempts_of(start(store, node("a")))[0]
+    for _ in range(2):
+        rescued = store.rescue(claim(store, attempt_id, new_id()), TaskError("WorkerLost", "it died"), max_recoveries=2)
+        (attempt_id,) = attempts_of(rescued)
+
+    work = claim(store, attempt_id, new_id())
+    store.rescue(work, TaskError("WorkerLost", "it died"), max_recoveries=2)
+
+    run = store.get_run(work.attempt.run_id)
+    assert run.status == RunStatus.CRASHED
+    assert "3th time" not in run.error["message"]
+    assert "lost 3 times" in run.error["message"]
+
+
+def test_on_lost_crash_crashes_the_run_at_once(store: SqlStore):
+    work = claim(store, attempts_of(start(store, node("a", on_lost="crash")))[0], new_id())
+
+    store.rescue(work, TaskError("WorkerLost", "it died"), max_recoveries=3)
+
+    assert store.get_run(work.attempt.run_id).status == RunStatus.CRASHED
+
+
+def test_a_paused_run_refuses_claims_and_owes_them_again(store: SqlStore):
+    started = start(store, node("a"))
+    (attempt_id,) = attempts_of(started)
+    store.mark_queued([attempt_id])
+    store.set_paused(started.run.id, True)
+
+    refused = store.claim(attempt_id, new_id(), None)
+    assert store.lease_due_tasks(10) == []
+    store.set_paused(started.run.id, False)
+
+    assert isinstance(refused, ClaimRefused)
+    assert [dispatch.attempt_id for dispatch in store.lease_due_tasks(10)] == [attempt_id]
+
+
+def test_a_delayed_retry_is_not_due_before_its_time(store: SqlStore):
+    work = claim(store, attempts_of(start(store, node("a")))[0])
+
+    store.retry_attempt(work, delay=3600, retries=1, error=BOOM)
+
+    assert store.lease_due_tasks(10) == []
+    assert 3500 < store.seconds_to_next_due() <= 3600
+
+
+def test_a_stalled_run_is_found_and_reconciled(store: SqlStore):
+    started = start(store, node("a"), node("b", "a"))
+    run_id = started.run.id
+    work = claim(store, attempts_of(started)[0])
+    with store.database.write() as connection:  # a completion that a bug, or a hand in the database, left half done
+        task, nodes = store.tables.task, store.tables.node
+        connection.execute(task.update().where(task.c.id == work.attempt.task_id).values(status="completed"))
+        connection.execute(nodes.update().where(nodes.c.node_index == 0).values(tasks_done=1))
+
+    assert store.find_stalled_runs(10) == [run_id]
+    store.reconcile(run_id)
+
+    assert store.get_run(run_id).status == RunStatus.COMPLETED
+    assert [n.status for n in store.get_nodes(run_id)] == ["completed", "filtered"]
+    assert store.find_stalled_runs(10) == []
+
+
+def test_only_an_ended_run_can_be_retried(store: SqlStore):
+    run_id = start(store, node("a")).run.id
+
+    with pytest.raises(RunStateError, match="running"):
+        store.retry(run_id)
+    with pytest.raises(UnknownRun):
+        store.retry(new_id())
+
+
+@pytest.mark.parametrize("run_id", ["", "42", "not-a-run", "\x00", "{0}", 7, None], ids=repr)
+def test_what_is_no_id_is_an_unknown_run(store: SqlStore, run_id: object):
+    doors = (
+        store.get_run,
+        store.get_run_input,
+        store.get_nodes,
+        store.retry,
+        store.reconcile,
+        lambda id_: store.cancel(id_, "x"),
+        lambda id_: store.set_paused(id_, True),
+    )
+
+    for door in doors:
+        with pytest.raises(UnknownRun):
+            door(run_id)
+
+
+def test_an_id_that_no_run_has_is_an_unknown_run(store: SqlStore):
+    for door in (store.get_run, store.get_run_input, store.get_nodes, store.reconcile):
+        with pytest.raises(UnknownRun):
+            door(new_id())
+
+
+# -- the file and its schema
+
+
+def test_a_file_that_is_no_database_is_left_alone(tmp_path: Path):
+    path = tmp_path / "notes.txt"
+    path.write_text("not a database, " * 100)
+
+    with pytest.raises(StoreError, match="not a SQLite database"):
+        SqlStore(f"sqlite:///{path}").search_runs()
+
+    assert path.read_text().startswith("not a database")
+
+
+def test_a_missing_directory_is_named(tmp_path: Path):
+    with pytest.raises(StoreError, match="does not exist"):
+        SqlStore(f"sqlite:///{tmp_path / 'no' / 'runs.sqlite3'}").search_runs()
+
+
+def test_a_newer_schema_is_refused_and_left_alone(store: SqlStore):
+    start(store, node("a"))
+    set_version = f"UPDATE {store.tables.prefix}schema_version SET version_num = :version"
+    with store.database.write() as connection:
+        before = connection.execute(text(f"SELECT version_num FROM {store.tables.prefix}schema_version")).scalar_one()
+        connection.execute(text(set_version), {"version": "9999"})
+
+    newcomer = SqlStore(store.url, prefix=store.tables.prefix)
+    with pytest.raises(StoreSchemaError, match="newer than this release"):
+        newcomer.search_runs()
+    newcomer.close()
+
+    with store.database.write() as connection:
+        connection.execute(text(set_version), {"version": before})
+
+
+def test_without_auto_migrate_an_empty_database_is_refused_with_the_command(tmp_path: Path):
+    url = f"sqlite:///{tmp_path / 'runs.sqlite3'}"
+
+    with pytest.raises(StoreSchemaError, match=r"python -m dagabaaz_celery\.stores\.sql\.schema"):
+        SqlStore(url, auto_migrate=False).search_runs()
+
+
+def test_concurrent_first_uses_make_one_store(store: SqlStore):
+    """Migrations wait for each other, or find them done."""
+    url = f"{store.url}.first" if store.url.startswith("sqlite") else store.url
+    prefix = f"f{new_id()[-8:]}_"
+    stores = [SqlStore(url, prefix=prefix) for _ in range(4)]
+    barrier = threading.Barrier(4)
+    ids = []
+
+    def open_one(opened: SqlStore) -> None:
+        barrier.wait(10)
+        ids.append(opened.id)
+
+    threads = [threading.Thread(target=open_one, args=(each,)) for each in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    with stores[0].database.write() as connection:
+        stores[0].tables.metadata.drop_all(connection)
+        connection.execute(text(f"DROP TABLE {prefix}schema_version"))
+    for each in stores:
+        each.close()
+
+    assert len(ids) == 4
+    assert len(set(ids)) == 1
+
+
+def test_the_migrations_make_the_tables_that_the_code_uses(store: SqlStore):
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    start(store, node("a"))
+    with store.read() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "include_name": lambda name, kind, parents: (
+                    kind != "table" or (name.startswith(store.tables.prefix) and not name.endswith("version"))
+                )
+            },
+        )
+        assert compare_metadata(context, store.tables.metadata) == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"status": "confused"}, {"nodes_done": 2}],
+    ids=["a status that does not exist", "more nodes done than there are"],
+)
+def test_the_database_itself_refuses_what_no_state_allows(store: SqlStore, values: dict):
+    start(store, node("a"))
+
+    with pytest.raises((IntegrityError, OperationalError)) as caught, store.database.write() as connection:
+        connection.execute(store.tables.run.update().values(**values))
+
+    assert not is_outage(caught.value)  # whoever waited for it to pass would wait for ever
+
+
+def test_a_connection_that_the_server_ends_is_an_outage(store: SqlStore):
+    if store.url.startswith("sqlite"):
+        pytest.skip("SQLite has no server")
+    own_id, end = {
+        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:id)"),
+        "mysql": ("SELECT CONNECTION_ID()", "KILL :id"),
+    }[store.database.engine.dialect.name.replace("mariadb", "mysql")]
+
+    with store.database.engine.connect() as connection:
+        victim = connection.execute(text(own_id)).scalar_one()
+        with store.database.write() as killer:
+            killer.execute(text(end), {"id": victim})
+        with pytest.raises(DBAPIError) as caught:
+            connection.execute(text("SELECT 1"))
+
+    assert is_outage(caught.value)
+
+
+def test_the_databases_clock_is_the_worlds(store: SqlStore):
+    before = time.time()
+    with store.read() as connection:
+        if store.database.engine.dialect.name in ("mysql", "mariadb"):
+            connection.execute(text("SET time_zone = '+09:00'"))
+        first = connection.execute(select(now(), now())).one()
+        if store.database.engine.dialect.name in ("mysql", "mariadb"):
+            connection.execute(text("SET time_zone = DEFAULT"))
+
+    assert first[0] == first[1]
+    assert before - 5 < first[0] / 1e6 < time.time() + 5
+
+
+def test_a_task_that_failed_keeps_its_history_when_it_is_retried(store: SqlStore):
+    work = claim(store, attempts_of(start(store, node("a")))[0])
+    store.fail(work, BOOM)
+
+    store.retry(work.attempt.run_id)
+
+    with store.read() as connection:
+        history = connection.execute(store.tables.attempt.select()).all()
+        (task,) = connection.execute(store.tables.task.select()).all()
+    assert [(row.attempt_id, row.number) for row in history] == [(work.attempt.attempt_id, 1)]
+    assert (task.id, task.number, task.status) == (work.attempt.task_id, 2, TaskStatus.PENDING)
+
+
+# -- the race that a lock decides: what is ready is read after it
+
+
+def test_parents_that_close_at_the_same_instant_launch_their_child_once(store: SqlStore):
+    """Each parent's transaction is held between its counter and the run's lock until all have got there."""
+    for _ in range(10):
+        parents = [f"p{number}" for number in range(4)]
+        started = start(store, *map(node, parents), node("child", *parents, fan_mode=FanMode.AGGREGATE))
+        works = [claim(store, attempt_id) for attempt_id in attempts_of(started)]
+        barrier = threading.Barrier(len(works))
+        launched: list[str] = []
+
+        def finish(work=None, barrier=barrier, launched=launched) -> None:
+            barrier.wait(10)
+            launched.extend(attempts_of(store.complete(work, records(1), "one")))
+
+        threads = [threading.Thread(target=finish, kwargs={"work": work}) for work in works]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+
+        assert len(launched) == 1
+        assert find_violations(store, [started.run.id]) == []
+
+
+def test_a_closing_that_waits_for_the_lock_of_a_failing_run_is_made_good_by_the_retry(store: SqlStore):
+    """Roots A and B, A -> C: B fails while A's closing transaction waits for the run's lock; after a retry C starts."""
+    if store.url.startswith("sqlite"):
+        pytest.skip("SQLite writes one transaction at a time: nobody waits inside one")
+    started = start(store, node("a"), node("b"), node("c", "a"))
+    run_id = started.run.id
+    work_a, work_b = (claim(store, attempt_id) for attempt_id in attempts_of(started))
+    locked = store.database.engine.connect()
+    with locked, locked.begin():
+        store.rows.runs.lock(locked, run_id)
+        closing = threading.Thread(target=lambda: store.complete(work_a, records(1), "one"))
+        closing.start()
+        wait_until_blocked(store)
+        store.rows.runs.try_end(locked, run_id, RunStatus.FAILED, None)  # as B's failure does, holding the lock
+    closing.join(30)
+    with store.database.write() as connection:
+        store.rows.tasks.try_end(connection, work_b.attempt, TaskStatus.FAILED, "{}")
+    assert [n.status for n in store.get_nodes(run_id)] == ["launched", "launched", "blocked"]
+
+    again = store.retry(run_id)
+
+    nodes = {store.definition_of(d.definition_hash).topology.nodes[d.node_index].slug for d in again.publish}
+    assert nodes == {"b", "c"}
+    for attempt_id in attempts_of(again):
+        store.complete(claim(store, attempt_id), [], "none")
+    assert store.get_run(run_id).status == RunStatus.COMPLETED
+    assert find_violations(store, [run_id]) == []
+
+
+def wait_until_blocked(store: SqlStore) -> None:
+    """Until the server says that somebody waits for a lock."""
+    question = {
+        "postgresql": "SELECT count(*) FROM pg_locks WHERE NOT granted",
+        "mysql": "SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'",
+    }[store.database.engine.dialect.name.replace("mariadb", "mysql")]
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with store.read() as connection:
+            if connection.execute(text(question)).scalar_one():
+                return
+        time.sleep(0.2)  # InnoDB's table is a copy that is not renewed for those who ask more often
+    raise AssertionError("nobody waits for the lock")

@@ -1,0 +1,81 @@
+"""Real worker processes on a Redis broker, each test with a store, a queue and keys of its own."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+
+from dagabaaz_celery.app import Dagabaaz
+from tests.integration.celery_support import wait_until
+from tests.processes import ProcessTree, make_directory, remove_directory
+from tests.services import open_redis_broker
+
+ROOT = Path(__file__).resolve().parents[2]
+Declare = Callable[[Dagabaaz], Any]
+
+
+@dataclass
+class Site:
+    """A broker, a store and plugins that worker processes and this process share; ``dag`` is this process's side."""
+
+    dag: Dagabaaz
+    directory: Path
+    settings: dict[str, Any]
+    declare: Declare
+    workers: list[ProcessTree] = field(default_factory=list)
+
+    def start_worker(self, *options: str, pool: str = "prefork", concurrency: int = 2, **settings: Any) -> ProcessTree:
+        """Start ``celery worker`` with more settings, and wait until it consumes."""
+        log = self.directory / f"worker-{len(self.workers)}.log"
+        name = f"{self.directory.name}-{len(self.workers)}@here"
+        arguments = ["-n", name, "-P", pool, "-c", str(concurrency), "-l", "INFO", *options]
+        environment = {
+            "WORKER_APP_SETTINGS": json.dumps({**self.settings, **settings}),
+            "WORKER_APP_PLUGINS": f"{self.declare.__module__}.{self.declare.__qualname__}",
+        }
+        command = [sys.executable, "-m", "celery", "-A", "tests.integration.worker_app", "worker", *arguments]
+        worker = ProcessTree(command, log=log, cwd=ROOT, env={**os.environ, **environment})
+        self.workers.append(worker)
+        wait_until(lambda: "ready." in log.read_text() or not worker.is_running, "the worker is ready", timeout=40)
+        assert worker.is_running, log.read_text()
+        return worker
+
+    def logs(self) -> str:
+        """What all workers wrote so far."""
+        return "\n".join(path.read_text() for path in sorted(self.directory.glob("worker-*.log")))
+
+
+@contextmanager
+def open_site(declare: Declare, **settings: Any) -> Iterator[Site]:
+    """A site; its workers are ended, its keys and files removed afterwards."""
+    with open_redis_broker() as broker:
+        directory = make_directory("site")
+        given = {
+            **broker.settings,
+            "dagabaaz_store_url": f"sqlite:///{directory / 'runs.sqlite3'}",
+            "dagabaaz_files_dir": str(directory / "files"),
+            "dagabaaz_sweep_interval": 0.2,
+            "dagabaaz_dead_after": 1.5,
+            "worker_hijack_root_logger": True,
+            "worker_send_task_events": False,
+            **settings,
+        }
+        app = Celery("worker_app", set_as_current=False)
+        app.conf.update(given)
+        dag = Dagabaaz(app)
+        declare(dag)
+        site = Site(dag, directory, given, declare)
+        try:
+            yield site
+        finally:
+            for worker in site.workers:
+                worker.kill()
+            dag.close()
+            app.close()
+            remove_directory(directory)

@@ -1,0 +1,120 @@
+"""Who is taken for dead: a heart against a store that may fail, by a clock that the test turns."""
+
+import queue
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.worker import liveness
+from dagabaaz_celery.worker.liveness import Heart, Watch
+
+INTERVAL = 0.01
+DEAD_AFTER = 10 * INTERVAL
+OTHER = WorkerRow("other", "there", 1, "1", beat=7, queues=[], plugins=[], holding=[])
+
+
+@dataclass
+class Clock:
+    """Seconds that pass when told to."""
+
+    seconds: float = 1000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+
+class Store:
+    """Heartbeats one by one: each waits for the answer that the test gives."""
+
+    def __init__(self) -> None:
+        self.asked: queue.Queue[None] = queue.Queue()
+        self.answers: queue.Queue[bool | Exception] = queue.Queue()
+        self.announced = 0
+
+    def announce_worker(self, worker: WorkerRow) -> None:
+        self.announced += 1
+
+    def remove_worker(self, worker_id: str) -> None:
+        pass
+
+    def beat(self, worker_id: str, **_: Any) -> bool:
+        self.asked.put(None)
+        answer = self.answers.get(timeout=10)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@dataclass
+class Beating:
+    """A heart that has begun a beat and waits for the store's answer."""
+
+    heart: Heart
+    store: Store
+    clock: Clock
+
+    def go_on(self, *answers: bool | Exception, each: float = INTERVAL) -> None:
+        """Answer a beat, ``each`` seconds after the one before, and so on; returns when all were taken in."""
+        for answer in answers:
+            self.clock.seconds += each
+            self.store.answers.put(answer)
+            self.store.asked.get(timeout=10)
+
+
+@pytest.fixture
+def beating(monkeypatch: pytest.MonkeyPatch) -> Iterator[Beating]:
+    clock, store = Clock(), Store()
+    monkeypatch.setattr(liveness, "time", clock)
+    heart = Heart(Celery("liveness"), store, "own", hostname="here", get_queues=list, interval=INTERVAL)
+    heart.start()
+    store.asked.get(timeout=10)
+    yield Beating(heart, store, clock)
+    heart.ask_to_stop()
+    store.answers.put(True)
+    heart.stop()
+
+
+def test_a_counter_that_stands_still_through_a_steady_watch_is_a_death(beating: Beating):
+    watch = Watch(beating.heart, dead_after=DEAD_AFTER)
+    found = []
+
+    for _ in range(12):
+        found.append(watch.find_dead([OTHER], "own"))
+        beating.go_on(True)
+
+    assert found == [[]] * 11 + [[OTHER]]
+
+
+def test_nobody_is_dead_by_a_watch_in_which_a_heartbeat_failed(beating: Beating):
+    watch = Watch(beating.heart, dead_after=DEAD_AFTER)
+    watch.find_dead([OTHER], "own")
+    beating.go_on(*[True] * 9)
+
+    beating.go_on(OSError("the database is away"))
+    assert beating.heart.seconds_of_steady_watch() == 0
+    beating.go_on(*[True] * 10)
+    assert watch.find_dead([OTHER], "own") == []
+
+    beating.go_on(*[True] * 2)
+    assert watch.find_dead([OTHER], "own") == [OTHER]
+
+
+def test_nobody_is_dead_by_a_watch_with_a_gap(beating: Beating):
+    watch = Watch(beating.heart, dead_after=DEAD_AFTER)
+    watch.find_dead([OTHER], "own")
+
+    beating.go_on(True, each=100.0)
+
+    assert watch.find_dead([OTHER], "own") == []
+
+
+def test_a_worker_that_was_taken_for_dead_announces_itself_again(beating: Beating):
+    before = beating.store.announced
+
+    beating.go_on(True, False, True)
+
+    assert beating.store.announced == before + 1
