@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use. `make help` lists what there is to make.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test check lint coverage clean
+.PHONY: help venv demo test faults check lint coverage clean
 
 .NOTPARALLEL: # two installations at once in one environment would break it
 
@@ -32,6 +32,11 @@ demo: .venv/.installed-demo ## Catalogue a folder of real files on worker proces
 
 test: venv ## Run the tests; those that need a server are skipped where there is none (TESTS=tests/unit, JOBS=4)
 	$(BIN)/python -m pytest $(TESTS) -n $(JOBS)
+
+# Every fault on every store by every broker; hours, where tests/faults has them, are asked for by name.
+faults: venv ## Make every fault happen, on every store and broker, and keep the table (TESTS=tests/faults/test_clocks.py)
+	DAGABAAZ_REQUIRE_SERVICES=1 DAGABAAZ_FAULTS=full DAGABAAZ_FAULTS_REPORT=docs/explanation/reliability.md \
+		$(BIN)/python -m pytest $(if $(filter tests,$(TESTS)),tests/faults,$(TESTS)) -n $(JOBS) --timeout 1800
 
 check: lint coverage ## Everything that CI checks: style, types, layers, tests with coverage
 

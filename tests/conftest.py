@@ -7,6 +7,13 @@ from pathlib import Path
 
 import pytest
 
+# Here, because under xdist the process that reports reads no other conftest.
+from tests.faults.catalogue import (  # noqa: F401
+    pytest_collection_modifyitems,
+    pytest_runtest_logreport,
+    pytest_terminal_summary,
+)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def temporary_files() -> Iterator[None]:

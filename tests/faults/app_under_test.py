@@ -1,6 +1,7 @@
 """The app whose workers fault tests kill: every body writes to a journal when it begins and when it ends.
 
-``celery -A tests.faults.app_under_test worker`` with FAULTS_CONF, Celery settings as JSON, and FAULTS_JOURNAL, a path.
+``celery -A tests.faults.app_under_test worker`` with FAULTS_CONF, Celery settings as JSON, FAULTS_JOURNAL, a path, and
+FAULTS_POINTS, the directory of the points at which its processes are to fail.
 """
 
 import json
@@ -20,9 +21,11 @@ from dagabaaz_celery.constants import FanMode
 from dagabaaz_celery.context import PluginContext
 from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.pipeline import Pipeline
+from tests.faults.injection import FaultPoints, install
 
 CONF_VARIABLE = "FAULTS_CONF"
 JOURNAL_VARIABLE = "FAULTS_JOURNAL"
+POINTS_VARIABLE = "FAULTS_POINTS"
 
 #: Ten files through two branches, in pairs again, and one sum: every fan mode.
 PAIRS = Pipeline(
@@ -82,18 +85,21 @@ class Entry:
 class Journal:
     """A file that every worker process appends to, a line at once: it outlives all of them."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, points: FaultPoints) -> None:
         self.path = path
+        self._points = points
 
     @contextmanager
     def body(self, context: PluginContext) -> Iterator[None]:
         """Write down the beginning and the end of a body; one that was killed has no end."""
         self._write("begun", context)
+        self._points.reach("body begins")
         try:
             yield
         except BaseException:
             self._write("raised", context)
             raise
+        self._points.reach("body ends")
         self._write("ended", context)
 
     def read(self, run_id: str | None = None) -> list[Entry]:
@@ -127,4 +133,6 @@ class Journal:
 
 
 if CONF_VARIABLE in os.environ:
-    app = make_dag(json.loads(os.environ[CONF_VARIABLE]), Journal(Path(os.environ[JOURNAL_VARIABLE]))).app
+    points = FaultPoints(Path(os.environ[POINTS_VARIABLE]))
+    install(points)
+    app = make_dag(json.loads(os.environ[CONF_VARIABLE]), Journal(Path(os.environ[JOURNAL_VARIABLE]), points)).app

@@ -9,7 +9,7 @@ import json
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -21,10 +21,15 @@ from celery._state import get_current_app
 from pytest_celery import CeleryBrokerCluster, CeleryTestBroker, CeleryTestWorker, CeleryWorkerCluster
 
 from dagabaaz_celery.app import Dagabaaz
+from dagabaaz_celery.stores.sql.invariants import find_violations
+from dagabaaz_celery.stores.sql.store import SqlStore
 from tests import services
 from tests.faults import app_under_test
-from tests.faults.app_under_test import CONF_VARIABLE, JOURNAL_VARIABLE, Journal, make_dag
+from tests.faults.app_under_test import CONF_VARIABLE, JOURNAL_VARIABLE, POINTS_VARIABLE, Journal, make_dag
+from tests.faults.catalogue import IS_FULL
+from tests.faults.injection import FaultPoints
 from tests.faults.nodes import ServerContainer, WorkerContainer
+from tests.processes import wait_until
 from tests.servers import PrivateMariaDB, PrivatePostgres, PrivateRabbitMQ, PrivateRedis, PrivateServer
 
 BROKERS: dict[str, type[PrivateServer]] = {"redis": PrivateRedis, "rabbitmq": PrivateRabbitMQ}
@@ -155,9 +160,15 @@ def conf(
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
+def points(tmp_path: Path) -> FaultPoints:
+    """Where processes are to fail: reached by every worker, and by the test's own where it installs them."""
+    return FaultPoints(tmp_path / "points")
+
+
+@pytest.fixture
+def journal(tmp_path: Path, points: FaultPoints) -> Journal:
     """What bodies wrote down, in every worker."""
-    return Journal(tmp_path / "journal")
+    return Journal(tmp_path / "journal", points)
 
 
 @pytest.fixture
@@ -170,7 +181,9 @@ def dag(conf: dict[str, Any], journal: Journal) -> Iterator[Dagabaaz]:
 
 
 @pytest.fixture
-def start_worker(conf: dict[str, Any], journal: Journal, tmp_path: Path) -> Iterator[Callable[..., CeleryTestWorker]]:
+def start_worker(
+    conf: dict[str, Any], journal: Journal, points: FaultPoints, tmp_path: Path
+) -> Iterator[Callable[..., CeleryTestWorker]]:
     """Start one more worker: ``start_worker("-P", "solo", app=file, **settings)``, all of them optional.
 
     What is left of the workers is killed afterwards. The end of their logs is shown with a test that failed.
@@ -180,7 +193,11 @@ def start_worker(conf: dict[str, Any], journal: Journal, tmp_path: Path) -> Iter
     def start(*options: str, app: Path = Path(app_under_test.__file__), **settings: Any) -> CeleryTestWorker:
         container = WorkerContainer(
             app,
-            {CONF_VARIABLE: json.dumps(conf | settings), JOURNAL_VARIABLE: str(journal.path)},
+            {
+                CONF_VARIABLE: json.dumps(conf | settings),
+                JOURNAL_VARIABLE: str(journal.path),
+                POINTS_VARIABLE: str(points.directory),
+            },
             *(options or ("-c", "2")),
             queue=conf["task_default_queue"],
             directory=tmp_path,
@@ -195,3 +212,59 @@ def start_worker(conf: dict[str, Any], journal: Journal, tmp_path: Path) -> Iter
         container.teardown()
         lines = container.logs().splitlines()[-_LOG_LINES:]
         sys.stderr.write("\n".join([f"-- {container.nodename}", *lines, ""]))
+
+
+# -- what holds for every fault
+
+
+@pytest.fixture
+def scale() -> Callable[[int, int], int]:
+    """``scale(short, full)``: how much of something this form of the suite does."""
+    return lambda short, full: full if IS_FULL else short
+
+
+@pytest.fixture
+def record(request: pytest.FixtureRequest) -> Callable[[str, float, str], None]:
+    """``record("dispatched again after", 4.2, "s")``: a figure for the table of results, never asserted."""
+    return lambda label, value, unit: request.node.user_properties.append(("figure", (label, value, unit)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Let ``soundness`` know whether the test passed."""
+    report = yield
+    if call.when == "call":
+        item.stash[_PASSED] = call.excinfo is None
+    return report
+
+
+_PASSED = pytest.StashKey[bool]()
+
+
+@pytest.fixture(autouse=True)
+def soundness(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Whatever happened, nothing is left undone and no invariant of the store is broken, once its workers had time.
+
+    ``@pytest.mark.unfinished`` tells of a test that leaves runs open on purpose: then only invariants count.
+    """
+    if "dag" not in request.fixturenames:
+        yield
+        return
+    dag: Dagabaaz = request.getfixturevalue("dag")
+    if "start_worker" in request.fixturenames:
+        request.getfixturevalue("start_worker")  # so that workers outlive this check
+    yield
+    if not request.node.stash.get(_PASSED, False):
+        return
+    at_rest = request.node.get_closest_marker("unfinished") is None
+    found: list[str] = []
+    with closing(SqlStore(dag.app.conf.dagabaaz_store_url, prefix=dag.app.conf.dagabaaz_table_prefix)) as store:
+
+        def look() -> bool:
+            found[:] = find_violations(store, at_rest=at_rest)
+            return not found
+
+        try:
+            wait_until(look, "the store is at rest and sound", timeout=30)
+        except AssertionError as error:
+            raise AssertionError("\n".join([str(error), *found[:20]])) from None

@@ -12,6 +12,7 @@ from tests.processes import wait_until
 COUNT = 6
 
 
+@pytest.mark.fault(2)
 def test_a_run_outlives_a_killed_worker_and_a_restarted_broker(
     celery_setup: CeleryTestSetup, dag: Dagabaaz, journal: Journal
 ) -> None:
