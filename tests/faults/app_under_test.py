@@ -1,14 +1,14 @@
 """The app whose workers fault tests kill: every body writes to a journal when it begins and when it ends.
 
-``celery -A tests.faults.app_under_test worker`` with FAULTS_CONF, Celery settings as JSON, FAULTS_JOURNAL, a path, and
-FAULTS_POINTS, the directory of the points at which its processes are to fail.
+``worker_app.py`` opens it in workers. A test that needs other plugins adds them to what ``make_dag`` makes, and has a
+file of its own like that one, for ``start_worker(app=...)``.
 """
 
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,7 +132,12 @@ class Journal:
             file.write(json.dumps(asdict(entry)).encode() + b"\n")
 
 
-if CONF_VARIABLE in os.environ:
+def open_app(make: Callable[[Mapping[str, Any], Journal], Dagabaaz]) -> Celery:
+    """A worker's app, as its environment says.
+
+    FAULTS_CONF are Celery settings as JSON, FAULTS_JOURNAL is a path, FAULTS_POINTS the directory of points at which
+    processes are to fail.
+    """
     points = FaultPoints(Path(os.environ[POINTS_VARIABLE]))
     install(points)
-    app = make_dag(json.loads(os.environ[CONF_VARIABLE]), Journal(Path(os.environ[JOURNAL_VARIABLE]), points)).app
+    return make(json.loads(os.environ[CONF_VARIABLE]), Journal(Path(os.environ[JOURNAL_VARIABLE]), points)).app

@@ -24,7 +24,6 @@ from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.store import SqlStore
 from tests import services
-from tests.faults import app_under_test
 from tests.faults.app_under_test import CONF_VARIABLE, JOURNAL_VARIABLE, POINTS_VARIABLE, Journal, make_dag
 from tests.faults.catalogue import IS_FULL
 from tests.faults.injection import FaultPoints
@@ -39,6 +38,7 @@ STORES: dict[str, type[PrivateServer] | None] = {
     "mariadb": PrivateMariaDB,
 }
 _LOG_LINES = 80
+_WORKER_APP = Path(__file__).with_name("worker_app.py")
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ def start_worker(
     """
     started: list[WorkerContainer] = []
 
-    def start(*options: str, app: Path = Path(app_under_test.__file__), **settings: Any) -> CeleryTestWorker:
+    def start(*options: str, app: Path = _WORKER_APP, **settings: Any) -> CeleryTestWorker:
         container = WorkerContainer(
             app,
             {
