@@ -13,6 +13,7 @@ from sqlalchemy import (
     Connection,
     Row,
     ScalarSelect,
+    Select,
     Table,
     Update,
     bindparam,
@@ -28,7 +29,7 @@ from sqlalchemy import (
 )
 
 from dagabaaz_celery.constants import RunStatus, TaskStatus
-from dagabaaz_celery.stores.sql.engine import now
+from dagabaaz_celery.stores.sql.engine import now, read_by_index
 from dagabaaz_celery.stores.sql.records import Attempt, Dispatch, TaskError
 from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES, Id, Tables
 
@@ -68,16 +69,20 @@ class TaskRows:
         self._by_attempt = select(*self._attempt_columns).where(task.c.attempt_id == bindparam("b_attempt"))
         self._by_id = select(*self._attempt_columns).where(task.c.id == bindparam("b_task"))
         self._lock_run = select(task.c.id).where(by_run).order_by(task.c.id).with_for_update()
+        among_open = (
+            task.c.id.in_(bindparam("b_ids", expanding=True)),
+            found_otherwise(task.c.status).in_(OPEN_TASK_STATUSES),
+        )
+        self._some_open = tuple(
+            _by_open_index(select(task.c.id).where(by_run, task.c.status == status), task).limit(bindparam("b_limit"))
+            for status in OPEN_TASK_STATUSES
+        )
         self._lock_open = (
-            select(task.c.id, task.c.attempt_id, task.c.status)
-            .where(by_run, task.c.status.in_(OPEN_TASK_STATUSES))
-            .order_by(task.c.id)
-            .limit(bindparam("b_limit"))
-            .with_for_update()
+            select(task.c.id, task.c.attempt_id, task.c.status).where(*among_open).order_by(task.c.id).with_for_update()
         )
         self._cancel = (
             update(task)
-            .where(task.c.id.in_(bindparam("b_ids", expanding=True)), task.c.status.in_(OPEN_TASK_STATUSES))
+            .where(*among_open)
             .values(status=TaskStatus.CANCELLED.value, ended_at=now(), error=bindparam("b_error"))
         )
         at_nodes = (by_run, task.c.node_index.in_(bindparam("b_nodes", expanding=True)))
@@ -237,23 +242,29 @@ class TaskRows:
 
     def _build_publishing(self) -> None:
         task, run = self._tables.task, self._tables.run
-        may_publish = exists().where(run.c.id == task.c.run_id, run.c.status == RunStatus.RUNNING, not_(run.c.paused))
-        due = (
+        may_publish = _select_open_run(task, run).is_not(None)
+        owed = (
             task.c.status == TaskStatus.PENDING,
-            or_(task.c.not_before.is_(None), task.c.not_before <= now()),
             or_(task.c.lease_until.is_(None), task.c.lease_until < now()),
         )
-        first_due = select_first_open(task, run, *due)
+        undelayed = (*owed, task.c.not_before.is_(None))
         self._runs_with_due = (
             select(run.c.id)
-            .where(run.c.status == RunStatus.RUNNING, not_(run.c.paused), first_due.is_not(None))
+            .where(
+                run.c.status == RunStatus.RUNNING,
+                not_(run.c.paused),
+                select_first_open(task, run, *undelayed).is_not(None),
+            )
             .order_by(run.c.id)
             .limit(ID_CHUNK)
         )
-        self._due = (
-            select(task.c.attempt_id, task.c.id, task.c.run_id, task.c.node_index, task.c.retries)
-            .where(task.c.run_id.in_(bindparam("b_runs", expanding=True)), *due, may_publish)
-            .order_by(task.c.id)
+        due_columns = (task.c.attempt_id, task.c.id, task.c.run_id, task.c.node_index, task.c.retries)
+        of_run = select(*due_columns).where(task.c.run_id == bindparam("b_run"), *undelayed, may_publish)
+        self._due = _by_open_index(of_run, task).limit(bindparam("b_limit")).with_for_update(skip_locked=True)
+        self._due_delayed = (
+            select(*due_columns)
+            .where(*owed, task.c.not_before <= now(), may_publish)
+            .order_by(task.c.not_before)
             .limit(bindparam("b_limit"))
             .with_for_update(skip_locked=True)
         )
@@ -265,16 +276,15 @@ class TaskRows:
             .where(task.c.id.in_(bindparam("b_ids", expanding=True)))
             .values(lease_until=now() + bindparam("b_lease"))
         )
+        among = (task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),)
         self._release = (
-            update(task)
-            .where(task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)), task.c.status == TaskStatus.PENDING)
-            .values(lease_until=None)
+            update(task).where(*among, found_otherwise(task.c.status) == TaskStatus.PENDING).values(lease_until=None)
         )
         self._mark = (
             update(task)
             .where(
-                task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),
-                task.c.status == TaskStatus.PENDING,
+                *among,
+                found_otherwise(task.c.status) == TaskStatus.PENDING,
                 # A claim that was refused meanwhile has consumed the message and given the lease back.
                 task.c.lease_until.is_not(None),
             )
@@ -310,17 +320,17 @@ class TaskRows:
         task = self._tables.task
         queued = (task.c.status == TaskStatus.QUEUED, task.c.queue.is_not(None))
         in_queue = (*queued, task.c.queue == bindparam("b_queue"))
+        among = (
+            task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),
+            found_otherwise(task.c.status) == TaskStatus.QUEUED,
+        )
         self._waiting_queues = (
             select(task.c.queue, func.count())
             .where(*queued)
             .group_by(task.c.queue)
             .having(func.min(task.c.lease_until) < now())
         )
-        self._queued_among = (
-            select(func.count())
-            .select_from(task)
-            .where(*in_queue, task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)))
-        )
+        self._queued_among = select(func.count()).select_from(task).where(*among, task.c.queue == bindparam("b_queue"))
         self._candidates = (
             select(task.c.attempt_id)
             .where(
@@ -335,9 +345,9 @@ class TaskRows:
         self._lost = (
             select(task.c.attempt_id, task.c.id, task.c.run_id, task.c.node_index, task.c.retries)
             .where(
-                *queued,
+                *among,
+                task.c.queue.is_not(None),
                 task.c.lease_until < now(),
-                task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),
                 may_publish,
             )
             .order_by(task.c.id)
@@ -505,10 +515,15 @@ class TaskRows:
     def lease_due(self, connection: Connection, *, limit: int, lease: int) -> list[Dispatch]:
         """Lease tasks that are owed to the queue and that nobody is publishing.
 
-        It begins with the runs: what a paused one owes, which may be much, is not looked at.
+        What was delayed comes first. For the rest it begins with the runs: what a paused one owes, which may be much,
+        is not looked at.
         """
-        runs = list(connection.execute(self._runs_with_due).scalars())
-        due = connection.execute(self._due, {"b_runs": runs, "b_limit": limit}).all() if runs else []
+        due = list(connection.execute(self._due_delayed, {"b_limit": limit}))
+        runs = connection.execute(self._runs_with_due).scalars().all() if len(due) < limit else []
+        for run_id in runs:
+            due += connection.execute(self._due, {"b_run": run_id, "b_limit": limit - len(due)})
+            if len(due) >= limit:
+                break
         for chunk in _chunks([row.id for row in due]):
             connection.execute(self._lease, {"b_ids": chunk, "b_lease": lease})
         return self._to_dispatches(connection, due)
@@ -597,9 +612,17 @@ class TaskRows:
         connection.execute(self._lock_run, {"b_run": run_id}).all()
 
     def lock_open(self, connection: Connection, run_id: str, limit: int) -> list[tuple[str, str, str]]:
-        """Lock open tasks in id order: (task id, attempt id, status)."""
-        rows = connection.execute(self._lock_open, {"b_run": run_id, "b_limit": limit})
-        return [(task_id, attempt_id, status) for task_id, attempt_id, status in rows]
+        """Lock up to so many open tasks, in id order: (task id, attempt id, status); none when there is none."""
+        for statement in self._some_open:
+            while found := connection.execute(statement, {"b_run": run_id, "b_limit": limit}).scalars().all():
+                rows = [
+                    row
+                    for chunk in _chunks(sorted(found))
+                    for row in connection.execute(self._lock_open, {"b_ids": chunk})
+                ]
+                if rows:  # else they all ended meanwhile
+                    return [(task_id, attempt_id, status) for task_id, attempt_id, status in rows]
+        return []
 
     def cancel(self, connection: Connection, task_ids: Sequence[str], error: str) -> int:
         """Cancel these tasks where open; how many were. ``error`` is JSON text."""
@@ -652,12 +675,29 @@ class TaskRows:
 
 
 def select_first_open(task: Table, run: Table, *where: ColumnElement[bool]) -> ScalarSelect[Any]:
-    """An open task of a run, or null: one look into the index of open tasks, whose order this asks for.
+    """An open task of a run, or null: one look into the index of open tasks.
 
     Of EXISTS databases make a join that begins with every open task, a paused run's among them.
     """
-    found = select(task.c.id).where(task.c.run_id == run.c.id, *where).order_by(task.c.not_before).limit(1)
-    return found.correlate(run).scalar_subquery()
+    found = select(task.c.id).where(task.c.run_id == run.c.id, *where)
+    return _by_open_index(found, task).limit(1).correlate(run).scalar_subquery()
+
+
+def _by_open_index(statement: Select[Any], task: Table) -> Select[Any]:
+    """Have tasks of one run and status read by the index of open tasks, as far as a limit goes and no further."""
+    (index,) = (index for index in task.indexes if index.name == f"{task.name}_open")
+    return read_by_index(statement, task, index, task.c.not_before)
+
+
+def found_otherwise(column: ColumnElement[Any]) -> ColumnElement[Any]:
+    """A column as no index has it: where ids say which tasks are meant, databases would rather read all of a status."""
+    return func.coalesce(column, "")
+
+
+def _select_open_run(task: Table, run: Table) -> ScalarSelect[Any]:
+    """A task's run if its tasks may be published, or null; like ``select_first_open`` no join that begins elsewhere."""
+    found = select(run.c.id).where(run.c.id == task.c.run_id, run.c.status == RunStatus.RUNNING, not_(run.c.paused))
+    return found.correlate(task).scalar_subquery()
 
 
 def _guarded(statement: Update, fenced: Sequence[Any], unfenced: Sequence[Any]) -> tuple[Update, Update]:
