@@ -311,10 +311,16 @@ class Database:
         )
 
     @contextmanager
-    def read(self) -> Iterator[Connection]:
-        """A connection in a transaction that only reads."""
-        connect = self.engine.connect
-        with self._taking_turns(), connect().execution_options(dagabaaz_reads=True) as connection, connection.begin():
+    def read(self, *, one_moment: bool = False) -> Iterator[Connection]:
+        """A connection in a transaction that only reads; with ``one_moment`` all it reads is of the same moment."""
+        options: dict[str, Any] = {"dagabaaz_reads": True}
+        if one_moment and not self._is_sqlite:  # where it is so anyway
+            options["isolation_level"] = "REPEATABLE READ"
+        with (
+            self._taking_turns(),
+            self.engine.connect().execution_options(**options) as connection,
+            connection.begin(),
+        ):
             yield connection
 
     @contextmanager

@@ -785,10 +785,10 @@ class SqlStore:
             self.require_run(connection, run_id)
             return self.rows.nodes.get_all(connection, run_id)
 
-    def read(self) -> AbstractContextManager[Connection]:
-        """A connection in a reading transaction, as a context manager."""
+    def read(self, *, one_moment: bool = False) -> AbstractContextManager[Connection]:
+        """A connection in a reading transaction, as a context manager; ``one_moment``: all it reads is of one."""
         self.id  # noqa: B018  # opens the store at its first use
-        return self.database.read()
+        return self.database.read(one_moment=one_moment)
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one transaction; conflicts run it again, whole."""
