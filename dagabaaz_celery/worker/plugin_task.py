@@ -117,10 +117,10 @@ class _Execution:
                 raise
             if not self._fail(work, error):
                 raise Ignore("the attempt is not current any more") from error
-            if isinstance(error, Exception):
+            if isinstance(error, Exception) and not isinstance(error, MemoryError):
                 raise
-            # Celery would never end this task: it looks for nothing but an Exception.
-            raise RuntimeError(f"the body raised {type(error).__name__}, which is no Exception") from error
+            # Celery would never end a task that raised no Exception, and ends its whole worker for a MemoryError.
+            raise RuntimeError(f"the body raised {type(error).__name__}: {describe_error(error).message}") from error
         if not self._complete(work, artifacts, shape):
             raise Ignore("the attempt is not current any more")
         if self._plugin.task.ignore_result:

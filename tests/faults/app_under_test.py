@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from celery import Celery
+from kombu import Queue
 
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.constants import FanMode
@@ -44,6 +45,9 @@ def make_dag(conf: Mapping[str, Any], journal: "Journal") -> Dagabaaz:
     """The app with its plugins, in a worker and in the test alike."""
     app = Celery("faults", set_as_current=False)
     app.conf.update(conf)
+    if "faults_queue_arguments" in conf:  # what the broker knows the queue by; it has no setting of its own
+        name = app.conf.task_default_queue
+        app.conf.task_queues = [Queue(name, routing_key=name, queue_arguments=conf["faults_queue_arguments"])]
     dag = Dagabaaz(app)
 
     @dag.plugin

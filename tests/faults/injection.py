@@ -33,8 +33,9 @@ from sqlalchemy.exc import OperationalError
 
 from dagabaaz_celery.stores.sql.store import SqlStore
 
-#: kill, freeze: this process. kill worker: its parent. lose answer: raise what a broken connection raises.
-Action = Literal["kill", "kill worker", "freeze", "lose answer", "pass"]
+#: kill, freeze: this process. kill worker: its parent. lose answer: raise what a broken connection raises. drop: do
+#: nothing, and return None (at "OPERATION begins" only).
+Action = Literal["kill", "kill worker", "freeze", "lose answer", "drop", "pass"]
 
 OPERATIONS = (
     "start",
@@ -98,8 +99,8 @@ class FaultPoints:
             return []
         return [Fired(**json.loads(line)) for line in self._log.read_text().splitlines()]
 
-    def reach(self, point: str) -> None:
-        """Fail here if this point is armed."""
+    def reach(self, point: str) -> bool:
+        """Fail here if this point is armed; False when what follows is to be dropped."""
         for token in sorted(self.directory.glob(f"{point}.*")):
             try:
                 token.unlink()
@@ -108,7 +109,8 @@ class FaultPoints:
             action = token.name.rsplit(".", 1)[1]
             if action != "pass":
                 self._fail(point, action)
-            return
+            return action != "drop"
+        return True
 
     def _fail(self, point: str, action: str) -> None:
         entry = Fired(point, action, os.getpid(), time.monotonic())
@@ -121,7 +123,7 @@ class FaultPoints:
             signal.pause()  # a child ends with its worker
         elif action == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
-        else:
+        elif action == "lose answer":
             raise OperationalError(
                 f"injected at {point!r}", None, ConnectionResetError("the answer is lost"), connection_invalidated=True
             )
@@ -145,7 +147,8 @@ def install(points: FaultPoints) -> Callable[[], None]:
     def wrap(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(original)
         def operation(*args: Any, **kwargs: Any) -> Any:
-            points.reach(f"{name} begins")
+            if not points.reach(f"{name} begins"):
+                return None
             outer, current.name = getattr(current, "name", None), name
             try:
                 result = original(*args, **kwargs)
