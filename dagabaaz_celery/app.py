@@ -34,6 +34,7 @@ from dagabaaz_celery.worker.coroutines import make_sync
 from dagabaaz_celery.worker.plugin_task import is_wrapped, wrap_plugin
 from dagabaaz_celery.worker.registry import Plugin, build_plugin, short_name
 from dagabaaz_celery.worker.runtime import RunCallback, Runtime
+from dagabaaz_celery.worker.secrets import SecretResolver, read_environment
 from dagabaaz_celery.worker.signals import SignalReceivers
 from dagabaaz_celery.worker.sweeper import build_sweep_step
 
@@ -69,12 +70,19 @@ class Dagabaaz:
     """Pipelines on a Celery app: ``dag = Dagabaaz(app)``.
 
     Reads no setting and opens no store before its first use, so that the app may be configured later. Settings are
-    the app's own, ``dagabaaz_*`` (with a namespace ``CELERY``: ``CELERY_DAGABAAZ_*``).
+    the app's own, ``dagabaaz_*`` (with a namespace ``CELERY``: ``CELERY_DAGABAAZ_*``). ``secrets`` is called in
+    workers with the name behind the dollar of each ``ConfigSource(value="$NAME")`` and gives the secret's value, or
+    None; the worker's environment variables where none is given.
     """
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, *, secrets: SecretResolver = read_environment) -> None:
+        if not callable(secrets):
+            raise ConfigurationError(
+                f"Dagabaaz(app, secrets=...) got an object of type {type(secrets).__name__}: pass a function that "
+                "takes a secret's name and returns its value or None, such as a mapping's .get."
+            )
         self.app = app
-        self._runtime = Runtime(app)
+        self._runtime = Runtime(app, secrets)
         self._pipelines: dict[str, Pipeline] = {}
         self._unresolved: list[tuple[Any, dict[str, Any]]] = []
         self._known_shared: set[str] = set()
@@ -86,7 +94,13 @@ class Dagabaaz:
         _all.add(self)
 
     @classmethod
-    def embedded(cls, app: Celery | None = None, directory: str | Path = ".dagabaaz") -> "Dagabaaz":
+    def embedded(
+        cls,
+        app: Celery | None = None,
+        directory: str | Path = ".dagabaaz",
+        *,
+        secrets: SecretResolver = read_environment,
+    ) -> "Dagabaaz":
         """One machine, no server: a SQLite store and a broker that worker processes share as files in ``directory``.
 
         Every process must use the same directory. Raises ConfigurationError for an app that has another broker.
@@ -99,7 +113,7 @@ class Dagabaaz:
         app.conf.dagabaaz_store_url = f"sqlite:///{path / 'runs.sqlite3'}"
         app.conf.dagabaaz_files_dir = str(path / "files")
         logger.info("store, broker and files are in %s: for one machine only", path)
-        return cls(app)
+        return cls(app, secrets=secrets)
 
     @property
     def settings(self) -> Settings:

@@ -159,6 +159,18 @@ class LimitExceeded(DagabaazError, ValueError):
     code = "DGB504"
 
 
+class MissingSecret(DagabaazError, LookupError):
+    """A secret that a node names could not be had."""
+
+    code = "DGB506"
+
+
+class SecretExposed(DagabaazError, ValueError):
+    """Something would have shown a secret."""
+
+    code = "DGB507"
+
+
 class NotJson(DagabaazError, ValueError):
     """A value cannot be kept as JSON; ``problems`` lists every one, with its path."""
 

@@ -27,7 +27,7 @@ class NodeSource(_Definition):
 
 
 class ConfigSource(_Definition):
-    """A literal value fixed in the definition."""
+    """A literal value fixed in the definition; a text ``$NAME`` in it is a secret that only the worker looks up."""
 
     source: Literal["config"] = "config"
     value: Any = ""

@@ -18,6 +18,7 @@ from dagabaaz_celery.graph import build_children, build_slug_to_index_map
 from dagabaaz_celery.json_door import check_json
 from dagabaaz_celery.models import ConfigSource, DagNode, InputBinding, NodeSource, RuntimeSource
 from dagabaaz_celery.plugins import PluginCatalog, PluginInfo
+from dagabaaz_celery.secret_references import explain_bad_name, find_bound_secrets, find_secret_names
 
 #: Letters, digits, spaces and . _ : -, so that a name fits a URL, a command line and an index of every database.
 PIPELINE_NAME = re.compile(r"\w(?:[\w .:-]{0,198}\w)?")
@@ -83,7 +84,10 @@ def find_plugin_problems(nodes: Sequence[DagNode], catalog: PluginCatalog) -> It
             advice = "correct the name, or import the module that registers the plugin before this one"
             suggestion = suggest_closest(node.plugin, catalog.names())
             yield f"node {node.slug!r}: no plugin is called {node.plugin!r}: {advice}{suggestion}"
-        elif plugin.takes_artifacts and "artifacts" not in node.bindings:
+            continue
+        if not plugin.wrapped:
+            yield from _find_secret_problems(node, plugin)
+        if plugin.takes_artifacts and "artifacts" not in node.bindings:
             yield from _find_artifacts_problem(node, plugin)
 
 
@@ -92,6 +96,14 @@ def get_effective_fan_mode(node: DagNode, plugin: PluginInfo) -> FanMode:
     if "fan_mode" in node.model_fields_set:
         return node.fan_mode
     return plugin.fan_mode or FanMode.SINGLE
+
+
+def _find_secret_problems(node: DagNode, plugin: PluginInfo) -> Iterator[str]:
+    for field, name in find_bound_secrets(node.bindings):
+        yield (
+            f"node {node.slug!r}: bindings[{field!r}] names the secret ${name}, and task {plugin.task_name!r} runs by "
+            "Celery's signals alone, so that its input travels in a message: register it with dag.plugin(task)"
+        )
 
 
 def _find_artifacts_problem(node: DagNode, plugin: PluginInfo) -> Iterator[str]:
@@ -153,7 +165,10 @@ def _find_binding_problems(binding: InputBinding, node: DagNode, slugs: Collecti
     if isinstance(binding, NodeSource):
         yield from _find_reference_problem(binding.node, node, slugs)
     elif isinstance(binding, ConfigSource):
-        yield from _find_json_problems(binding.value, "value")
+        problems = list(_find_json_problems(binding.value, "value"))
+        names = () if problems else find_secret_names(binding.value)  # what is no JSON may be deeper than we can look
+        yield from problems
+        yield from (problem for name in names if (problem := explain_bad_name(name)))
     elif isinstance(binding, RuntimeSource):
         yield from _find_json_problems(binding.default, "default")
     elif message := validate_expression(binding.expression):

@@ -1,4 +1,4 @@
-"""The work whose body runs in this thread: what ``self.retry`` and a plugin's context refer to."""
+"""The work whose body runs in this thread, and its secrets: what ``self.retry`` refers to."""
 
 import threading
 import time
@@ -6,15 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dagabaaz_celery.stores.sql.store import Work
+from dagabaaz_celery.worker.secrets import Secrets
 
 _stack = threading.local()
 
 
 @contextmanager
-def running(work: Work) -> Iterator[None]:
+def running(work: Work, secrets: Secrets) -> Iterator[None]:
     """Make an attempt this thread's current one; eager tasks nest."""
     stack = _stack.__dict__.setdefault("items", [])
-    stack.append(work)
+    stack.append((work, secrets))
     try:
         yield
     finally:
@@ -23,7 +24,18 @@ def running(work: Work) -> Iterator[None]:
 
 def current_work() -> Work | None:
     """What this thread's body in progress works on."""
-    stack: list[Work] | None = _stack.__dict__.get("items")
+    current = _current()
+    return None if current is None else current[0]
+
+
+def redact_current(text: str) -> str:
+    """The text without the secrets of this thread's body in progress."""
+    current = _current()
+    return text if current is None else current[1].redact(text)
+
+
+def _current() -> tuple[Work, Secrets] | None:
+    stack: list[tuple[Work, Secrets]] | None = _stack.__dict__.get("items")
     return stack[-1] if stack else None
 
 

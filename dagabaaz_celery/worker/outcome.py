@@ -24,8 +24,12 @@ T = TypeVar("T")
 _MAX_PAUSE_SECONDS = 5.0
 #: Seconds that a task which no live worker knows is offered again and again.
 _UNKNOWN_GRACE = 600.0
+#: What is kept of an error, in characters.
 _MAX_TRACEBACK_CHARS = 20_000
 _MAX_MESSAGE_CHARS = 4_000
+_MAX_TYPE_CHARS = 200
+#: Looked at beyond those bounds, so that no part of a secret is left where a text is cut.
+_MARGIN_CHARS = 10_000
 
 
 class OutcomeHandler:
@@ -103,20 +107,34 @@ class OutcomeHandler:
         return True
 
 
-def describe_error(error: BaseException) -> TaskError:
-    """Type, message and traceback of an exception, each within bounds."""
-    text = "".join(traceback.format_exception(error))
+def describe_error(error: BaseException, redact: Callable[[str], str] = str) -> TaskError:
+    """Type, message and traceback of an exception, each within bounds; ``redact`` takes the secrets out of them."""
+    message = redact(_read_message(error)[: _MAX_MESSAGE_CHARS + _MARGIN_CHARS])[:_MAX_MESSAGE_CHARS]
+    text = _format_traceback(error)
     if len(text) > _MAX_TRACEBACK_CHARS:
         half = _MAX_TRACEBACK_CHARS // 2
-        text = f"{text[:half]}\n... {len(text) - 2 * half} characters left out ...\n{text[-half:]}"
-    return TaskError(type(error).__name__, _read_message(error)[:_MAX_MESSAGE_CHARS], text)
+        head, tail = redact(text[: half + _MARGIN_CHARS])[:half], redact(text[-half - _MARGIN_CHARS :])[-half:]
+        text = f"{head}\n... {len(text) - 2 * half} characters left out ...\n{tail}"
+    else:
+        text = redact(text)
+    return TaskError(type(error).__name__[:_MAX_TYPE_CHARS], message, text)
+
+
+# An exception's own code is the user's: it must not cost the run its end.
 
 
 def _read_message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as second:  # an exception's own code is the user's: it must not cost the run its end
+    except Exception as second:
         return f"<no message: its __str__ raised {type(second).__name__}>"
+
+
+def _format_traceback(error: BaseException) -> str:
+    try:
+        return "".join(traceback.format_exception(error))
+    except Exception as second:
+        return f"<no traceback: reading it raised {type(second).__name__}>"
 
 
 def explain_no_outcome(error: Ignore | Reject) -> TaskError:

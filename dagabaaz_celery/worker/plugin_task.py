@@ -21,16 +21,18 @@ from celery.utils.serialization import raise_with_context
 
 from dagabaaz_celery.context import PluginContext
 from dagabaaz_celery.errors import MissingFile, StoreMismatch, TaskInputError
+from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, describe_url, is_outage
 from dagabaaz_celery.stores.sql.records import ClaimRefused, NewArtifact, ResultShape, TaskError
 from dagabaaz_celery.stores.sql.store import Claimed, Work
 from dagabaaz_celery.stores.sql.tables import new_id
-from dagabaaz_celery.worker.active import Throttle, current_work, running
+from dagabaaz_celery.worker.active import Throttle, current_work, redact_current, running
 from dagabaaz_celery.worker.outcome import describe_error, ends_process, explain_no_outcome, seconds_until, wait_out
 from dagabaaz_celery.worker.publish import HEADER
 from dagabaaz_celery.worker.registry import Plugin
 from dagabaaz_celery.worker.results import ArtifactDoor, plain_value
 from dagabaaz_celery.worker.runtime import Runtime
+from dagabaaz_celery.worker.secrets import Secrets
 
 logger = logging.getLogger(__name__)
 
@@ -94,15 +96,25 @@ class _Execution:
         self._plugin = plugin
         self._body = body
         self._attempt_id = str(plugin.task.request.id)
+        self._secrets = Secrets(runtime.secret_resolver)
 
     def run(self, header: dict[str, Any]) -> Any:
         """The body's plain result, for an explicit result backend; None where results are ignored."""
         self._refuse_other_store(header)
         claimed = self._claim()
-        work = claimed.work
-        door = ArtifactDoor(self._runtime.settings, self._plugin.info.name)
         try:
-            with running(work):
+            return self._run_claimed(claimed)
+        except BaseException as error:
+            shown = self._secrets.shield(error)
+            if shown is error:
+                raise
+        raise shown  # out here, so that the error which shows a secret is no part of it
+
+    def _run_claimed(self, claimed: Claimed) -> Any:
+        work = claimed.work
+        door = ArtifactDoor(self._runtime.settings, self._plugin.info.name, self._secrets)
+        try:
+            with running(work, self._secrets):
                 result = self._call_body(claimed, door)
                 artifacts, shape = door.take_result(result)
         except AttemptSuperseded:
@@ -139,7 +151,7 @@ class _Execution:
 
     def _fail(self, work: Work, error: BaseException) -> bool:
         try:
-            return self._runtime.outcome.fail(work, describe_error(error))
+            return self._runtime.outcome.fail(work, describe_error(error, self._secrets.redact))
         except Exception as outage:
             if is_outage(outage):
                 raise self._give_back(outage) from outage
@@ -186,13 +198,16 @@ class _Execution:
             raise claimed.input_error
         _refuse_missing_files(claimed.input)
         context = self._build_context(claimed.work, door)
-        args, kwargs = self._plugin.parameters.fill(claimed.input, context)
+        task_input = self._secrets.fill(self._node_of(claimed.work), claimed.input)
+        args, kwargs = self._plugin.parameters.fill(task_input, context)
         return self._body(*args, **kwargs)
 
+    def _node_of(self, work: Work) -> DagNode:
+        definition = self._runtime.store.definition_of(work.definition_hash).definition
+        return definition.nodes[work.attempt.node_index]
+
     def _build_context(self, work: Work, door: ArtifactDoor) -> PluginContext:
-        attempt, store = work.attempt, self._runtime.store
-        definition = store.definition_of(work.definition_hash).definition
-        slug = definition.nodes[attempt.node_index].slug
+        attempt, store, slug = work.attempt, self._runtime.store, self._node_of(work).slug
         written, asked, was_cancelled = Throttle(1.0), Throttle(1.0), [False]
 
         def report_progress(done: int, total: int) -> None:
@@ -222,7 +237,7 @@ class _Execution:
 
     def _record_raised_retry(self, work: Work, error: Retry) -> None:
         """A body that raises Retry itself, without ``self.retry``."""
-        cause = describe_error(error.exc if isinstance(error.exc, BaseException) else error)
+        cause = describe_error(error.exc if isinstance(error.exc, BaseException) else error, self._secrets.redact)
         delay = _retry_delay(self._runtime, error.when)
         self._runtime.outcome.retry(work, delay=delay, retries=work.attempt.retries + 1, error=cause)
         raise AttemptSuperseded("the body asked for another attempt") from error
@@ -265,7 +280,9 @@ def _retry_in_run(  # the parameters, and their places, of Task.retry
         raise MaxRetriesExceededError(f"Can't retry {task.name}[{task.request.id}]: {limit} retries were made.")
     delay = _retry_delay(runtime, eta or (task.default_retry_delay if countdown is None else countdown))
     cause = exc or sys.exc_info()[1]
-    reason = TaskError("Retry", "the body asked for another attempt") if cause is None else describe_error(cause)
+    reason = TaskError("Retry", "the body asked for another attempt")
+    if cause is not None:
+        reason = describe_error(cause, redact_current)
     runtime.outcome.retry(work, delay=delay, retries=retries, error=reason)
     superseded = AttemptSuperseded(f"retry {retries} is due in {delay:g} s")
     if throw:

@@ -9,7 +9,9 @@ from typing import Any
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 
+from dagabaaz_celery.errors import SecretExposed
 from dagabaaz_celery.json_door import check_json
+from dagabaaz_celery.secret_references import resolve_references
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import Dispatch, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore
@@ -102,6 +104,7 @@ class Publisher:
             kwargsrepr=repr({"run": dispatch.run_id, "node": definition.nodes[dispatch.node_index].slug}),
             producer=producer,
             add_to_parent=False,
+            serializer="json",  # whatever the app sends its own messages as
             # A broker that refuses is left to the sweep: waiting here would hold up whoever called.
             retry_policy={"max_retries": 0},
             **options,
@@ -131,9 +134,12 @@ class Publisher:
         if claimed.input_error is not None:
             raise claimed.input_error
         plugin = self._registry.find_task(self._app, definition.task_name_of(dispatch.node_index))
-        given = claimed.input if plugin is None else plugin.parameters.select(claimed.input)
-        slug = definition.nodes[dispatch.node_index].slug
-        check_json(given, f"the input of node {slug!r}, which travels in its message", max_bytes=self._max_input_bytes)
+        node = definition.nodes[dispatch.node_index]
+        task_input = {**claimed.input, **resolve_references(node.bindings, _refuse_secret)}
+        given = task_input if plugin is None else plugin.parameters.select(task_input)
+        check_json(
+            given, f"the input of node {node.slug!r}, which travels in its message", max_bytes=self._max_input_bytes
+        )
         return ((), given) if plugin is None else plugin.parameters.split(given)
 
     def _call_eagerly(self, dispatch: Dispatch) -> Callable[[], None]:
@@ -155,6 +161,13 @@ class Publisher:
             )
 
         return call
+
+
+def _refuse_secret(name: str) -> str:
+    raise SecretExposed(
+        f"The node names the secret ${name}, and its task runs by Celery's signals alone: its input travels in a "
+        "message, which is no place for a secret. Register the task with dag.plugin(task), then start another run."
+    )
 
 
 class _EagerQueue:

@@ -12,6 +12,7 @@ from dagabaaz_celery.json_door import check_json, find_problem_in_text
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.settings import Settings
 from dagabaaz_celery.stores.sql.records import ArtifactShape, NewArtifact, ResultShape
+from dagabaaz_celery.worker.secrets import Secrets
 
 _MAX_METADATA_DEPTH = 64
 #: What a database keeps of each, in characters; and its largest whole number.
@@ -23,12 +24,13 @@ class ArtifactDoor:
     """Takes what a body emits and returns, within the app's limits.
 
     Raises ResultError for what cannot become an artifact, LimitExceeded for too many or too much, MissingFile for a
-    path without a file.
+    path without a file, SecretExposed for what shows one of the body's ``secrets``.
     """
 
-    def __init__(self, settings: Settings, owner: str) -> None:
+    def __init__(self, settings: Settings, owner: str, secrets: Secrets | None = None) -> None:
         self._settings = settings
         self._owner = owner
+        self._secrets = secrets
         self._taken: list[NewArtifact] = []
 
     def emit(self, value: Any) -> None:
@@ -60,7 +62,10 @@ class ArtifactDoor:
             max_bytes=self._settings.max_metadata_bytes,
             max_depth=_MAX_METADATA_DEPTH,
         )
-        return NewArtifact(artifact, shape, text)
+        made = NewArtifact(artifact, shape, text)
+        if self._secrets is not None:
+            self._secrets.refuse_in(made, self._owner)
+        return made
 
     def _refuse_unstorable(self, artifact: TaskArtifact) -> None:
         for field, limit in _MAX_FIELD_LENGTHS.items():

@@ -18,6 +18,7 @@ from dagabaaz_celery.worker.local_store import make_process_store_url
 from dagabaaz_celery.worker.outcome import OutcomeHandler, ends_process, stop_flag, wait_out
 from dagabaaz_celery.worker.publish import BROKER_ERRORS, Publisher
 from dagabaaz_celery.worker.registry import PluginRegistry
+from dagabaaz_celery.worker.secrets import SecretResolver
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +50,9 @@ class _built_once(Generic[Part]):  # noqa: N801  # a decorator
 class Runtime:
     """Everything that an app's processes need to advance runs. Nothing is read or opened before its first use."""
 
-    def __init__(self, app: Celery) -> None:
+    def __init__(self, app: Celery, secret_resolver: SecretResolver) -> None:
         self.app = app
+        self.secret_resolver = secret_resolver
         self.registry = PluginRegistry()
         self.callbacks: dict[RunStatus, list[RunCallback]] = {}
         #: Set in a worker's main process before its pool starts, so that its children inherit it.
