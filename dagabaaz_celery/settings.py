@@ -79,7 +79,8 @@ class Settings:
     max_artifacts: int = 10_000
     #: Seconds between two sweeps of a worker, each with one heartbeat.
     sweep_interval: float = 5.0
-    #: Seconds without a heartbeat after which a worker's tasks are given to others.
+    #: Seconds without a heartbeat after which a worker's tasks are given to others; also without a sign that what it
+    #: took to publish or to deliver is done.
     dead_after: float = 20.0
     #: Times that a task lost with its worker is dispatched again; then its run is CRASHED.
     max_recoveries: int = 3

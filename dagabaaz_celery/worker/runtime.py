@@ -76,7 +76,8 @@ class Runtime:
             prefix=settings.table_prefix,
             schema=settings.schema,
             policy=StorePolicy(
-                publish_lease=settings.resend_after,
+                lease=settings.dead_after,
+                resend_after=settings.resend_after,
                 short_delay=settings.sweep_interval,
                 max_fan_out=settings.max_fan_out,
             ),

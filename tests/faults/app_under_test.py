@@ -137,11 +137,16 @@ class Journal:
 
 
 def open_app(make: Callable[[Mapping[str, Any], Journal], Dagabaaz]) -> Celery:
-    """A worker's app, as its environment says.
+    """A worker's app, as ``open_dag`` makes it."""
+    return open_dag(make).app
+
+
+def open_dag(make: Callable[[Mapping[str, Any], Journal], Dagabaaz]) -> Dagabaaz:
+    """The app as a process's environment says.
 
     FAULTS_CONF are Celery settings as JSON, FAULTS_JOURNAL is a path, FAULTS_POINTS the directory of points at which
     processes are to fail.
     """
     points = FaultPoints(Path(os.environ[POINTS_VARIABLE]))
     install(points)
-    return make(json.loads(os.environ[CONF_VARIABLE]), Journal(Path(os.environ[JOURNAL_VARIABLE]), points)).app
+    return make(json.loads(os.environ[CONF_VARIABLE]), Journal(Path(os.environ[JOURNAL_VARIABLE]), points))

@@ -214,6 +214,15 @@ def start_worker(
         sys.stderr.write("\n".join([f"-- {container.nodename}", *lines, ""]))
 
 
+@pytest.fixture
+def opened(dag: Dagabaaz) -> Iterator[SqlStore]:
+    """The store, to look into."""
+    conf = dag.app.conf
+    with closing(SqlStore(conf.dagabaaz_store_url, prefix=conf.dagabaaz_table_prefix)) as store:
+        store.id  # noqa: B018  # opening it writes, and must not wait for a worker that a test has frozen
+        yield store
+
+
 # -- what holds for every fault
 
 

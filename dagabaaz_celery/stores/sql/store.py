@@ -270,7 +270,7 @@ class SqlStore:
 
     def lend_to_celery(self, attempt_id: str, *, delay: float, retries: int) -> None:
         """Celery itself sends a running attempt again after ``delay`` seconds; the sweep does, should that be lost."""
-        lease = int(delay * MICROSECONDS) + self._publish_lease
+        lease = int(delay * MICROSECONDS) + self._resend_after
         self.transact(lambda connection: self.rows.tasks.lend(connection, attempt_id, lease=lease, retries=retries))
 
     def read_input(self, attempt_id: str) -> Claimed | None:
@@ -411,7 +411,7 @@ class SqlStore:
                 recoveries=recoveries,
                 delay=int(delay * MICROSECONDS),
                 # A delay within a sweep's time is left to the broker; should that lose it, the sweep has it then.
-                lease=int(delay * MICROSECONDS) + self._publish_lease if is_short else -1,
+                lease=int(delay * MICROSECONDS) + self._lease if is_short else -1,
                 reason=reason,
             )
             if not won:
@@ -524,10 +524,10 @@ class SqlStore:
             items = self._plan_again(transaction, node)
             if len(items) != node.tasks_total:
                 self._report_changed_launch(transaction, node, len(items))
-                self.rows.owed.postpone(connection, owed.id, self._publish_lease)
+                self.rows.owed.postpone(connection, owed.id, self._lease)
                 return Aftermath()
             if transaction.continue_launch(owed.node_index, items):
-                self.rows.owed.postpone(connection, owed.id, self._publish_lease)
+                self.rows.owed.postpone(connection, owed.id, self._lease)
                 transaction.aftermath.owed.append(owed)
             else:
                 self.rows.owed.delete(connection, owed.id)
@@ -645,13 +645,11 @@ class SqlStore:
 
     def lease_due_tasks(self, limit: int) -> list[Dispatch]:
         """Take tasks that are owed to the queue; whoever took them publishes them."""
-        return self.transact(
-            lambda connection: self.rows.tasks.lease_due(connection, limit=limit, lease=self._publish_lease)
-        )
+        return self.transact(lambda connection: self.rows.tasks.lease_due(connection, limit=limit, lease=self._lease))
 
     def mark_queued(self, attempt_ids: Sequence[str], queue: str | None = None) -> None:
         """Record that these attempts were published to a queue (None: unknown, their loss goes unnoticed)."""
-        lease = self._publish_lease
+        lease = self._resend_after
         for start in range(0, len(attempt_ids), ID_CHUNK):
             chunk = attempt_ids[start : start + ID_CHUNK]
             self.transact(lambda c, chunk=chunk: self.rows.tasks.mark_queued(c, chunk, queue, lease))  # type: ignore[misc]
@@ -673,9 +671,7 @@ class SqlStore:
 
     def lease_lost_tasks(self, attempt_ids: Sequence[str]) -> list[Dispatch]:
         """Take attempts whose messages are lost; whoever took them sends them again."""
-        return self.transact(
-            lambda connection: self.rows.tasks.lease_lost(connection, attempt_ids, self._publish_lease)
-        )
+        return self.transact(lambda connection: self.rows.tasks.lease_lost(connection, attempt_ids, self._resend_after))
 
     def release(self, attempt_ids: Sequence[str]) -> None:
         """These could not be published: whoever sweeps next may."""
@@ -699,12 +695,12 @@ class SqlStore:
     def lease_owed(self, limit: int, kinds: Sequence[OwedKind] = ("callback", "cancel", "launch")) -> list[Owed]:
         """Take what is due; whoever took it does it."""
         return self.transact(
-            lambda connection: self.rows.owed.lease_due(connection, kinds, limit=limit, lease=self._publish_lease)
+            lambda connection: self.rows.owed.lease_due(connection, kinds, limit=limit, lease=self._lease)
         )
 
     def renew_owed(self, owed: Owed) -> None:
         """Whoever took it is still at it."""
-        self.transact(lambda connection: self.rows.owed.postpone(connection, owed.id, self._publish_lease))
+        self.transact(lambda connection: self.rows.owed.postpone(connection, owed.id, self._lease))
 
     def settle_owed(self, owed: Owed) -> None:
         """It is done."""
@@ -798,8 +794,12 @@ class SqlStore:
     # -- inside
 
     @property
-    def _publish_lease(self) -> int:
-        return int(self.policy.publish_lease * MICROSECONDS)
+    def _lease(self) -> int:
+        return int(self.policy.lease * MICROSECONDS)
+
+    @property
+    def _resend_after(self) -> int:
+        return int(self.policy.resend_after * MICROSECONDS)
 
     def transaction(self, connection: Connection, run_id: str) -> RunTransaction:
         """The engine's store over an open transaction; ``flush`` it before the commit. Raises UnknownRun."""

@@ -43,12 +43,14 @@ MICROSECONDS = 1_000_000
 class StorePolicy:
     """Bounds of a store's transactions.
 
-    Tasks made in one; seconds that a publisher has; seconds up to which a retry's delay is left to the broker; tasks
-    of one node.
+    Tasks made in one; seconds that whoever took something that is owed has for it, before others take it for dead;
+    seconds that a published task waits before its message may be lost; seconds up to which a retry's delay is left to
+    the broker; tasks of one node.
     """
 
     launch_batch: int = 1000
-    publish_lease: float = 30.0
+    lease: float = 20.0
+    resend_after: float = 30.0
     short_delay: float = 5.0
     max_fan_out: int = 10_000
 
@@ -375,7 +377,7 @@ class RunTransaction:
 
     @property
     def _lease(self) -> int:
-        return int(self.policy.publish_lease * MICROSECONDS)
+        return int(self.policy.lease * MICROSECONDS)
 
     def _plan(self, node_index: int, input_artifact_id: str | None, origin_artifact_id: str | None) -> str:
         work = _Planned(new_id(), input_artifact_id, origin_artifact_id)
