@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use. `make help` lists what there is to make.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test faults check lint coverage clean
+.PHONY: help venv demo test faults soak check lint coverage clean
 
 .NOTPARALLEL: # two installations at once in one environment would break it
 
@@ -37,6 +37,11 @@ test: venv ## Run the tests; those that need a server are skipped where there is
 faults: venv ## Make every fault happen, on every store and broker, and keep the table (TESTS=tests/faults/test_clocks.py)
 	DAGABAAZ_REQUIRE_SERVICES=1 DAGABAAZ_FAULTS=full DAGABAAZ_FAULTS_REPORT=docs/explanation/reliability.md \
 		$(BIN)/python -m pytest $(if $(filter tests,$(TESTS)),tests/faults,$(TESTS)) -n $(JOBS) --timeout 1800
+
+LOOPS ?= 200
+soak: venv ## Runs of 500 tasks under random kills, over all stores and brokers, a line for each in soak.log (LOOPS=200)
+	DAGABAAZ_REQUIRE_SERVICES=1 DAGABAAZ_FAULTS=full DAGABAAZ_SOAK_LOOPS=$(LOOPS) DAGABAAZ_SOAK_LOG=soak.log \
+		$(BIN)/python -m pytest tests/faults/test_random_kills.py -n $(JOBS)
 
 check: lint coverage ## Everything that CI checks: style, types, layers, tests with coverage
 
