@@ -29,8 +29,10 @@ from dagabaaz_celery.pipeline_validation import KNOWN_OPTIONS, find_option_probl
 from dagabaaz_celery.plugins import PluginInfo, PluginInputMeta
 from dagabaaz_celery.run import Run, iterate_runs
 from dagabaaz_celery.settings import Settings
+from dagabaaz_celery.stores.sql.store import Started
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.worker.coroutines import make_sync
+from dagabaaz_celery.worker.foreground import call_now
 from dagabaaz_celery.worker.plugin_task import is_wrapped, wrap_plugin
 from dagabaaz_celery.worker.registry import Plugin, build_plugin, short_name
 from dagabaaz_celery.worker.runtime import RunCallback, Runtime
@@ -234,13 +236,27 @@ class Dagabaaz:
         saved). The same ``key`` gives the same run, whatever became of it. ``options`` are Celery options for every
         task of the run.
 
-        Raises UnknownPipeline, PipelineError, RunInputError, KeyConflict.
+        Raises UnknownPipeline, PipelineError, RunInputError, KeyConflict, and StoreUnavailable with the database away.
         """
         _refuse_bad_start(key, options or {})
-        definition, found_version = self._find_definition(pipeline, version)
-        checked = self._prepare_input(definition, input)
-        started = self._runtime.store.start(
-            definition, checked, run_id=new_id(), key=key, version=found_version, options=dict(options or {})
+        run_id = new_id()
+
+        def start(again: bool) -> Started:
+            definition, found_version = self._find_definition(pipeline, version)
+            checked = self._prepare_input(definition, input)
+            return self._runtime.store.start(
+                definition, checked, run_id=run_id, key=key, version=found_version, options=dict(options or {})
+            )
+
+        started = call_now(
+            start,
+            not_done="no run was started. Start it again when the database is back.",
+            in_doubt=f"run {run_id} may have been started. "
+            + (
+                f"When the database is back, dag.run({run_id!r}) tells."
+                if key is None
+                else "Start it again with the same key when the database is back: that gives the run, or starts it."
+            ),
         )
         self._runtime.settle(started.aftermath)
         return Run(self._runtime, started.run.id)

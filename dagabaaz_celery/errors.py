@@ -67,6 +67,16 @@ class StoreMismatch(StoreError):
     code = "DGB203"
 
 
+class StoreUnavailable(StoreError, ConnectionError):
+    """The store's database is away; ``in_doubt``: what was asked of it may have been done all the same."""
+
+    code = "DGB204"
+
+    def __init__(self, message: str = "", *, in_doubt: bool = False) -> None:
+        self.in_doubt = in_doubt
+        super().__init__(message)
+
+
 class PipelineError(DagabaazError, ValueError):
     """A pipeline definition has problems; ``problems`` lists every one."""
 

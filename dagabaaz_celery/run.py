@@ -4,9 +4,9 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from celery._state import get_current_worker_task
 
@@ -14,11 +14,13 @@ from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
 from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
-from dagabaaz_celery.stores.sql.records import RunRow
+from dagabaaz_celery.stores.sql.records import Aftermath, RunRow
+from dagabaaz_celery.worker.foreground import call_now
 from dagabaaz_celery.worker.results import plain_value
 from dagabaaz_celery.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
 
 _FIRST_PAUSE = 0.01
 _LONGEST_PAUSE = 0.25
@@ -257,27 +259,56 @@ class Run:
     def cancel(self, reason: str = "cancelled by the app") -> None:
         """Cancel the run if it has not ended; once this returns, no body of it starts any more.
 
-        Bodies that run go on to their end, which is then refused; ``context.cancelled`` tells them.
+        Bodies that run go on to their end, which is then refused; ``context.cancelled`` tells them. Raises
+        StoreUnavailable with the database away.
         """
-        self._runtime.cancel(self.id, reason)
+        owed = self._ask("cancelled", lambda again: self._runtime.store.cancel(self.id, reason)).owed
+        unfinished = f"run {self.id} is cancelled, and no body of it starts; a worker cancels its open tasks later."
+        call_now(lambda again: self._runtime.do_all_owed(owed), not_done=unfinished, in_doubt=unfinished)
 
     def retry(self) -> None:
         """Run again what failed or was cancelled, and everything downstream of it; no completed body runs again.
 
-        Raises RunStateError unless the run failed, crashed or was cancelled.
+        Raises RunStateError unless the run failed, crashed or was cancelled, and StoreUnavailable with the database
+        away.
         """
-        self._runtime.settle(self._runtime.store.retry(self.id))
+        store, before = self._runtime.store, 0
+
+        def retry(again: bool) -> Aftermath:
+            nonlocal before
+            before = before or store.get_run(self.id).generation
+            return store.retry(self.id, after=before if again else None)
+
+        self._runtime.settle(self._ask("retried", retry))
 
     def pause(self) -> None:
-        """Start no more bodies until ``resume``; those that run go on. Raises RunStateError when the run has ended."""
-        self._runtime.store.set_paused(self.id, True)
+        """Start no more bodies until ``resume``; those that run go on.
+
+        Raises RunStateError when the run has ended, and StoreUnavailable with the database away.
+        """
+        self._ask("paused", lambda again: self._runtime.store.set_paused(self.id, True))
 
     def resume(self) -> None:
-        """Go on after ``pause``. Raises RunStateError when the run has ended."""
-        self._runtime.store.set_paused(self.id, False)
-        self._runtime.settle(self._runtime.store.reconcile(self.id))
-        while self._runtime.publish_due(_PUBLISH_BATCH):
-            continue
+        """Go on after ``pause``.
+
+        Raises RunStateError when the run has ended, and StoreUnavailable with the database away.
+        """
+        self._ask("resumed", lambda again: self._runtime.store.set_paused(self.id, False))
+        try:
+            self._runtime.settle(self._runtime.store.reconcile(self.id))
+            while self._runtime.publish_due(_PUBLISH_BATCH):
+                continue
+        except DATABASE_ERRORS as error:
+            if not is_outage(error):
+                raise
+            logger.warning("run %s goes on by the next sweep: the database is away (%s)", self.id, error)
+
+    def _ask(self, done: str, call: Callable[[bool], Answer]) -> Answer:
+        return call_now(
+            call,
+            not_done=f"run {self.id} was not {done}. Try again when the database is back.",
+            in_doubt=f"run {self.id} may have been {done}. Look at it when the database is back.",
+        )
 
     def _row(self) -> RunRow:
         return self._runtime.store.get_run(self.id)

@@ -19,6 +19,7 @@ from celery import Celery
 from celery.worker import state as worker_state
 
 from dagabaaz_celery import __version__
+from dagabaaz_celery.stores.sql.engine import describe_outage, is_outage
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.store import SqlStore
 
@@ -28,6 +29,14 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 #: A heartbeat that comes later than so many intervals is a gap in the observer's own watch.
 _GAP_INTERVALS = 3
+
+
+def log_failure(what: str, then: str, error: Exception) -> None:
+    """Say what failed, why, and what follows: in a line for a database that is away, in full for anything else."""
+    if is_outage(error):
+        logger.warning("%s failed, the database is away (%s); %s", what, describe_outage(error), then)
+    else:
+        logger.error("%s failed; %s", what, then, exc_info=error)
 
 
 def held_attempt_ids(consumer: Any = None) -> set[str]:
@@ -111,9 +120,9 @@ class Heart:
         while not self._stop.wait(self._interval):
             try:
                 self.beat()
-            except Exception:  # an outage, or a bug: the next beat is the answer to both
+            except Exception as error:  # an outage, or a bug: the next beat is the answer to both
                 self._last_beat = -math.inf  # the watch is not steady before the next success
-                logger.exception("a heartbeat failed; the next one follows in %.1f s", self._interval)
+                log_failure("a heartbeat", f"the next one follows in {self._interval:.1f} s", error)
 
     def announce(self) -> None:
         """Make the worker known, before it claims anything."""

@@ -14,7 +14,7 @@ from celery.exceptions import Ignore, Reject
 from celery.worker import state as worker_state
 
 from dagabaaz_celery.constants import TaskStatus
-from dagabaaz_celery.stores.sql.engine import is_outage
+from dagabaaz_celery.stores.sql.engine import CommitUnanswered, describe_outage, is_outage
 from dagabaaz_celery.stores.sql.records import Aftermath, NewArtifact, ResultShape, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
 
@@ -161,17 +161,21 @@ def wait_out(call: Callable[[], T], *, give_up_after: float | None = None) -> T:
     """Make a database call, waiting with growing, jittered pauses while the database is away.
 
     Without ``give_up_after`` (seconds) the wait ends only when the worker is told to stop; then the error is raised.
+    Nor does it give up while a commit is unanswered: who asks with the same words learns whether it was made.
     """
     started = time.monotonic()
     pause = 0.1
+    in_doubt = False
     while True:
         try:
             return call()
         except Exception as error:
             waited = time.monotonic() - started
-            if not is_outage(error) or stop_flag.is_raised() or (give_up_after is not None and waited > give_up_after):
+            in_doubt = in_doubt or isinstance(error, CommitUnanswered)
+            gives_up = give_up_after is not None and waited > give_up_after and not in_doubt
+            if not is_outage(error) or stop_flag.is_raised() or gives_up:
                 raise
-            logger.warning("the database is away, waiting %.1f s: %s", pause, error)
+            logger.warning("the database is away, waiting %.1f s: %s", pause, describe_outage(error))
         _nap.wait(pause * random.uniform(0.5, 1.5))  # noqa: S311  # jitter, not a secret
         pause = min(pause * 2, _MAX_PAUSE_SECONDS)
 

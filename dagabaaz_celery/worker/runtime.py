@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from celery import Celery
@@ -163,11 +163,10 @@ class Runtime:
         """Whether this process sweeps: a worker's main process, where nothing may wait for a user's callback."""
         return self.sweep_queue is not None and self.sweep_queue.is_here
 
-    def cancel(self, run_id: str, reason: str) -> None:
-        """Cancel an open run and its tasks; returns when that is done, and raises when it could not be."""
-        aftermath = self.store.cancel(run_id, reason)
-        for owed in sorted(aftermath.owed, key=lambda owed: owed.kind == "callback"):
-            self.do_owed(owed)
+    def do_all_owed(self, owed: Sequence[Owed]) -> None:
+        """Do what a commit owed, raising what keeps it from being done; callbacks come last."""
+        for each in sorted(owed, key=lambda owed: owed.kind == "callback"):
+            self.do_owed(each)
 
     def _finish_launch(self, owed: Owed) -> None:
         unfinished = True

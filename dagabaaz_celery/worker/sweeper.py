@@ -19,7 +19,7 @@ from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import Owed, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
 from dagabaaz_celery.stores.sql.tables import new_id
-from dagabaaz_celery.worker.liveness import Heart, Watch, held_attempt_ids
+from dagabaaz_celery.worker.liveness import Heart, Watch, held_attempt_ids, log_failure
 from dagabaaz_celery.worker.outcome import stop_flag, wait_out
 from dagabaaz_celery.worker.publish import BROKER_ERRORS
 from dagabaaz_celery.worker.resend import LostMessages
@@ -124,7 +124,7 @@ class Sweeper:
                 pause = self._pause()
             except Exception as error:
                 # The next round is the answer to an outage, and to anything else that was not foreseen.
-                logger.warning("a sweep failed, the next one follows in %.1f s", pause, exc_info=not is_outage(error))
+                log_failure("a sweep", f"the next one follows in {pause:.1f} s", error)
             self._queue.wake.wait(pause)
             self._queue.wake.clear()
 
@@ -237,7 +237,7 @@ class _CallbackThread:
             try:
                 self._deliver_all()
             except Exception as error:
-                logger.warning("callbacks stay owed until the next sweep", exc_info=not is_outage(error))
+                log_failure("delivering callbacks", "they stay owed until the next sweep", error)
 
     def _deliver_all(self) -> None:
         while not self._stop.is_set() and (owed_now := self._runtime.store.lease_owed(1, ("callback",))):

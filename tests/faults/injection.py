@@ -29,8 +29,8 @@ from typing import Any, Literal
 
 from celery.signals import after_task_publish, before_task_publish
 from sqlalchemy import Engine, event
-from sqlalchemy.exc import OperationalError
 
+from dagabaaz_celery.stores.sql.engine import CommitUnanswered
 from dagabaaz_celery.stores.sql.store import SqlStore
 
 #: kill, freeze: this process. kill worker: its parent. lose answer: raise what a broken connection raises. drop: do
@@ -124,7 +124,7 @@ class FaultPoints:
         elif action == "freeze":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif action == "lose answer":
-            raise OperationalError(
+            raise CommitUnanswered(
                 f"injected at {point!r}", None, ConnectionResetError("the answer is lost"), connection_invalidated=True
             )
 

@@ -13,6 +13,7 @@ from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
 from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, StoreSchemaError, UnknownRun
 from dagabaaz_celery.stores.sql.engine import is_outage, now
 from dagabaaz_celery.stores.sql.invariants import find_violations
+from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import ClaimRefused, Owed, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.tables import new_id
@@ -328,12 +329,35 @@ def test_no_claim_commits_once_a_cancel_has_returned(store: SqlStore):
     assert "cancelled" in refused.reason
 
 
+def test_a_worker_that_is_announced_twice_is_one_worker(store: SqlStore):
+    worker = WorkerRow(new_id(), "host", 1, "1", beat=0, queues=["q"], plugins=[], holding=[])
+
+    for _ in range(2):  # the answer to the first was lost
+        store.announce_worker(worker)
+
+    assert [found.id for found in store.list_workers()] == [worker.id]
+
+
+def test_a_retry_that_is_repeated_after_a_lost_answer_is_made_once(store: SqlStore):
+    run = start(store, node("a")).run
+    store.cancel(run.id, "x")
+    store.retry(run.id)
+
+    assert store.retry(run.id, after=1).publish == []
+
+    assert store.get_run(run.id).generation == 2
+    with pytest.raises(RunStateError):
+        store.retry(run.id, after=2)
+
+
 def test_cancelling_twice_owes_one_callback(store: SqlStore):
     started = start(store, node("a"))
 
     first, second = store.cancel(started.run.id, "x"), store.cancel(started.run.id, "y")
 
-    assert ([owed.kind for owed in first.owed], second.owed) == (["callback", "cancel"], [])
+    # Both see to it that no task is left open when they return
+    assert [[owed.kind for owed in each.owed] for each in (first, second)] == [["callback", "cancel"], ["cancel"]]
+    assert second.owed[0] == first.owed[1]
 
 
 def test_a_crash_crashes_the_run_after_the_last_recovery(store: SqlStore):

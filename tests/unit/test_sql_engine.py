@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from dagabaaz_celery.errors import ConfigurationError
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, Database, build_engine, is_outage, now
+from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, CommitUnanswered, Database, build_engine, is_outage, now
 from dagabaaz_celery.worker.outcome import stop_flag, wait_out
 
 REFUSED = {"postgresql": "postgresql+psycopg://nobody@127.0.0.1:1/none", "mysql": "mysql+pymysql://a@127.0.0.1:1/none"}
@@ -54,6 +54,70 @@ def test_no_free_connection_in_the_pool_is_an_outage_that_is_waited_out(tmp_path
     assert wait_out(call) == "done"
     assert [type(error) for error in seen] == [PoolTimeoutError]
     engine.dispose()
+
+
+def test_an_unanswered_commit_is_asked_about_until_there_is_an_answer():
+    stop_flag.share()
+    answers: list[Exception | str] = [
+        CommitUnanswered("COMMIT", None, ConnectionResetError("the answer is lost"), connection_invalidated=True),
+        *(OperationalError("BEGIN", None, Exception(2003, "refused")) for _ in range(3)),
+        "done",
+    ]
+
+    def call() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert wait_out(call, give_up_after=0) == "done"
+
+
+def test_a_commit_that_fails_is_unanswered_and_a_statement_that_fails_is_not(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path / 'a'}")
+    away = sqlite3.OperationalError("disk I/O error")
+    away.sqlite_errorcode = sqlite3.SQLITE_IOERR
+
+    def fail(*_: object) -> None:
+        raise away
+
+    with pytest.raises(OperationalError) as caught, database.write() as connection:
+        connection.exec_driver_sql("INSERT INTO missing VALUES (1)")
+    assert not isinstance(caught.value, CommitUnanswered)
+
+    database.engine.dialect.do_commit = fail  # type: ignore[method-assign]
+    with pytest.raises(CommitUnanswered) as caught, database.write() as connection:
+        connection.exec_driver_sql("SELECT 1")
+    assert is_outage(caught.value)
+    database.close()
+
+
+def test_a_wait_for_a_locked_sqlite_file_is_as_long_as_the_url_says(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path / 'a'}?timeout=0.5")
+    with database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 500
+    database.close()
+
+
+def test_a_timeout_that_is_no_number_is_refused(tmp_path: Path):
+    with pytest.raises(ConfigurationError, match="timeout"):
+        build_engine(f"sqlite:///{tmp_path / 'a'}?timeout=long")
+
+
+def test_a_connection_that_found_the_file_read_only_is_not_used_again(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path / 'a'}")
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a)")
+    with database.write() as connection:
+        connection.exec_driver_sql("PRAGMA query_only=1")
+
+    with pytest.raises(OperationalError) as caught, database.write() as connection:
+        connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+
+    assert is_outage(caught.value)
+    with database.write() as connection:
+        connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+    database.close()
 
 
 def test_a_sqlite_file_that_others_hold_is_an_outage(tmp_path: Path):

@@ -22,6 +22,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Engine,
+    ExceptionContext,
     Index,
     Select,
     Table,
@@ -50,6 +51,11 @@ _SCHEMA_LOCK_SECONDS = 60
 #: What a call on the database raises: the driver's error, or that no connection of the pool became free.
 DATABASE_ERRORS = (DBAPIError, PoolTimeoutError)
 
+
+class CommitUnanswered(OperationalError):
+    """The database went away during a commit: it was made, or it was not. The same call, made again, finds out."""
+
+
 #: SQLSTATEs, or their beginnings, of a PostgreSQL that is away: no connection, rolled back, out of resources, stopping,
 #: failing disks, demoted to a standby; and the timeouts that an administrator set, which waiting for locks exceeds.
 _POSTGRESQL_OUTAGES = ("08", "40001", "40P01", "53", "57P", "58", "25006", "25P03", "55P03", "57014")
@@ -63,12 +69,14 @@ _MYSQL_OUTAGES = frozenset(
         *(1205, 1213, 1969, 3024),  # lost against others for the last time; took longer than allowed
     )
 )
-_SQLITE_OUTAGES = frozenset(
-    (
-        *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL),
-        *(sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PROTOCOL),
-    )
+#: Codes of a SQLite file, or its disk, that cannot be used: a connection that met one is not used again, since one that
+#: opened the file read-only stays so, and SQLite may have rolled back by itself.
+_SQLITE_FILE_OUTAGES = frozenset(
+    (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY)
 )
+#: Those that at the start mean missing rights, which waiting does not bring.
+_SQLITE_RIGHTS = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY))
+_SQLITE_OUTAGES = _SQLITE_FILE_OUTAGES | {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 
 #: Connections of one process: a few are kept, and a pool of threads may need as many as it has threads.
 _POOL = {"pool_size": 5, "max_overflow": 95, "pool_timeout": 15.0, "pool_pre_ping": True}
@@ -220,15 +228,15 @@ def _build_sqlite_engine(url: URL) -> Engine:
             "A store in SQLite needs a file: worker processes share it. "
             'Write dagabaaz_store_url = "sqlite:////absolute/path/runs.sqlite3".'
         )
-    connect_args = {"timeout": _BUSY_TIMEOUT_SECONDS, "check_same_thread": False}
-    engine = create_engine(url, connect_args=connect_args, hide_parameters=True)
+    timeout = _read_busy_timeout(url)
+    engine = create_engine(url, connect_args={"timeout": timeout, "check_same_thread": False}, hide_parameters=True)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, record: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own
         cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={int(_BUSY_TIMEOUT_SECONDS * 1000)}")
-        _switch_to_wal(cursor)
+        cursor.execute(f"PRAGMA busy_timeout={int(timeout * 1000)}")
+        _switch_to_wal(cursor, timeout)
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
 
@@ -237,16 +245,34 @@ def _build_sqlite_engine(url: URL) -> Engine:
         reads = connection.get_execution_options().get("dagabaaz_reads", False)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
+    @event.listens_for(engine, "handle_error")
+    def _drop(context: ExceptionContext) -> None:
+        code = _read_code(context.original_exception)
+        if isinstance(code, int) and code & 0xFF in _SQLITE_FILE_OUTAGES:
+            context.is_disconnect = True
+
     return engine
 
 
-def _switch_to_wal(cursor: sqlite3.Cursor) -> None:
+def _read_busy_timeout(url: URL) -> float:
+    """Seconds that a connection waits for others to leave the file."""
+    text = str(url.query.get("timeout", _BUSY_TIMEOUT_SECONDS))
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"dagabaaz_store_url has the timeout {text!r}: write for how many seconds a process waits while others "
+            "write to the file."
+        ) from None
+
+
+def _switch_to_wal(cursor: sqlite3.Cursor, timeout: float) -> None:
     """Set the journal mode, waiting while others do the same.
 
     SQLite does not wait by itself here: two connections that both read a new file and both want it exclusively would
     wait for each other, so that one is refused at once, whatever its busy timeout.
     """
-    deadline = time.monotonic() + _BUSY_TIMEOUT_SECONDS
+    deadline = time.monotonic() + timeout
     while True:
         try:
             cursor.execute("PRAGMA journal_mode=WAL")
@@ -280,6 +306,12 @@ def is_outage(error: BaseException) -> bool:
     if isinstance(code, int):
         return error.connection_invalidated or code in _MYSQL_OUTAGES
     return error.connection_invalidated or isinstance(error, OperationalError)  # there was nobody to give a code
+
+
+def describe_outage(error: BaseException) -> str:
+    """What the database or its driver said, in one line, without the statement."""
+    said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def _read_code(error: BaseException | None) -> str | int | None:
@@ -325,9 +357,19 @@ class Database:
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
-        """A connection in one transaction, committed at the end."""
-        with self._taking_turns(), self.engine.begin() as connection:
-            yield connection
+        """A connection in one transaction, committed at the end. Raises CommitUnanswered when that is in doubt."""
+        with self._taking_turns(), self.engine.connect() as connection:
+            asked = False
+            try:
+                with connection.begin():
+                    yield connection
+                    asked = True
+            except DBAPIError as error:
+                if not asked or is_conflict(error) or not is_outage(error):
+                    raise
+                raise CommitUnanswered(
+                    "COMMIT", None, error.orig or error, connection_invalidated=error.connection_invalidated
+                ) from error
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one transaction and commit; a deadlock or serialisation victim runs again, whole.
@@ -432,6 +474,9 @@ def check_sqlite_file(database: Database) -> None:
             version = connection.exec_driver_sql("PRAGMA user_version").scalar_one()
             connection.exec_driver_sql(f"PRAGMA user_version = {int(version)}")
     except DBAPIError as error:
+        code = _read_code(error.orig)
+        if is_outage(error) and isinstance(code, int) and code & 0xFF not in _SQLITE_RIGHTS:
+            raise  # locked, or full: it passes
         raise StoreError(_explain_sqlite(path, str(error.orig))) from error
 
 

@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, delete, insert, select, update
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.stores.sql.engine import now
 from dagabaaz_celery.stores.sql.records import Owed
+from dagabaaz_celery.stores.sql.runs import insert_or_nothing
 from dagabaaz_celery.stores.sql.tables import Tables
 
 
@@ -39,7 +40,9 @@ class OwedRows:
         self._extend = update(owed).where(by_id).values(due_at=now() + bindparam("b_delay"))
         self._delete = delete(owed).where(by_id)
         of_run = owed.c.run_id == bindparam("b_run")
-        self._delete_kinds = delete(owed).where(of_run, owed.c.kind.in_(bindparam("b_kinds", expanding=True)))
+        of_kinds = (of_run, owed.c.kind.in_(bindparam("b_kinds", expanding=True)))
+        self._of_run = select(*columns).where(*of_kinds).order_by(owed.c.id)
+        self._delete_kinds = delete(owed).where(*of_kinds)
 
     def insert(self, connection: Connection, owed: Owed, *, delay: int) -> None:
         """Owe something from ``delay`` microseconds on: until then the caller itself will do it."""
@@ -71,6 +74,10 @@ class OwedRows:
     def delete(self, connection: Connection, owed_id: str) -> None:
         """It is done."""
         connection.execute(self._delete, {"b_id": owed_id})
+
+    def list_of_run(self, connection: Connection, run_id: str, kinds: Sequence[str]) -> list[Owed]:
+        """What a run still owes, whoever is doing it."""
+        return [_to_owed(row) for row in connection.execute(self._of_run, {"b_run": run_id, "b_kinds": list(kinds)})]
 
     def delete_of_run(self, connection: Connection, run_id: str, kinds: Sequence[str]) -> None:
         """What a retry makes void."""
@@ -126,18 +133,17 @@ class WorkerRows:
         self._delete = delete(worker).where(by_id)
 
     def insert(self, connection: Connection, worker: WorkerRow) -> None:
-        """Announce a worker."""
-        connection.execute(
+        """Announce a worker; one that is announced already, by a commit whose answer was lost, stays as it is."""
+        insert_or_nothing(
+            connection,
             self._insert,
-            {
-                "id": worker.id,
-                "hostname": worker.hostname,
-                "pid": worker.pid,
-                "version": worker.version,
-                "queues": json.dumps(worker.queues),
-                "plugins": json.dumps(worker.plugins),
-                "holding": json.dumps(worker.holding),
-            },
+            id=worker.id,
+            hostname=worker.hostname,
+            pid=worker.pid,
+            version=worker.version,
+            queues=json.dumps(worker.queues),
+            plugins=json.dumps(worker.plugins),
+            holding=json.dumps(worker.holding),
         )
 
     def try_beat(self, connection: Connection, worker_id: str, **lists: Sequence[str]) -> bool:

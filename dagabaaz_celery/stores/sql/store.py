@@ -480,7 +480,10 @@ class SqlStore:
     # -- the run as a whole
 
     def cancel(self, run_id: str, reason: str) -> Aftermath:
-        """Cancel an open run alone; its tasks follow by ``cancel_rest``. A run that has ended is left as it is."""
+        """Cancel an open run alone; its tasks follow by ``cancel_rest``.
+
+        A run that has ended is left as it is; its cancelled tasks are still to follow where they have not.
+        """
 
         def work(connection: Connection) -> Aftermath:
             transaction = self.transaction(connection, run_id)
@@ -489,6 +492,8 @@ class SqlStore:
                 transaction, run_id=run_id, reason=reason, callbacks=_NO_CALLBACKS, status=RunStatus.CANCELLED
             )
             transaction.flush()
+            if not transaction.aftermath.owed:
+                transaction.aftermath.owed += self.rows.owed.list_of_run(connection, run_id, ["cancel"])
             return transaction.aftermath
 
         return self.transact(work)
@@ -556,14 +561,19 @@ class SqlStore:
             count,
         )
 
-    def retry(self, run_id: str) -> Aftermath:
-        """Run again, in the next generation, what did not complete. Raises RunStateError, UnknownRun."""
+    def retry(self, run_id: str, *, after: int | None = None) -> Aftermath:
+        """Run again, in the next generation, what did not complete. Raises RunStateError, UnknownRun.
+
+        A repeat after a lost answer says ``after`` which generation it was asked for: if that is past, it is done.
+        """
 
         def work(connection: Connection) -> Aftermath:
             transaction = self.transaction(connection, run_id)
             # Locks in the order task, node, run: outcomes of the old generation may still be arriving.
             self.rows.tasks.lock_of_run(connection, run_id)
             self.rows.nodes.get_all(connection, run_id, lock=True)
+            if after is not None and transaction.run.generation > after:
+                return Aftermath()
             if transaction.run.status not in RUN_RETRYABLE_STATUSES or not transaction.set_reopened():
                 raise RunStateError(
                     f"Run {run_id} is {transaction.run.status}: only a run that failed, crashed or was cancelled can "
