@@ -10,7 +10,6 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +17,17 @@ import pytest
 from pytest_celery import CeleryTestWorker
 
 from dagabaaz_celery.app import Dagabaaz
-from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES
-from dagabaaz_celery.run import Run
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.store import SqlStore
 from tests.faults.app_under_test import Journal
 from tests.faults.catalogue import PAIRS
-from tests.faults.nodes import WorkerContainer
+from tests.faults.killer import Killer
 from tests.processes import wait_until
 
 #: With one source, two branches, their pairs and a total: 500 tasks.
 COUNT = 166
 TASKS = 3 * COUNT + 2
 CHILDREN = 2
-#: Of dagabaaz_max_recoveries, which is 3: a fourth loss would rightly end the run.
-MOST_KILLS_OF_A_TASK = 2
-MOST_KILLS_OF_A_RUN = 20
-SHARE_OF_MAIN_PROCESSES = 1 / 30
-SECONDS_BETWEEN_KILLS = (0.05, 0.6)
 RUN_TIMEOUT = 240.0
 LOOPS_VARIABLE, LOG_VARIABLE = "DAGABAAZ_SOAK_LOOPS", "DAGABAAZ_SOAK_LOG"
 
@@ -55,62 +47,6 @@ def loops(request: pytest.FixtureRequest, scale: Callable[[int, int], int]) -> i
     params = request.node.callspec.params
     place = PAIRS.index(f"{params['store']}-{params['celery_broker']}")
     return len(range(place, int(given), len(PAIRS)))
-
-
-@dataclass
-class Kills:
-    """What was killed in a run."""
-
-    children: int = 0
-    mains: int = 0
-    spared: int = 0
-
-    @property
-    def most_lost(self) -> int:
-        """Tasks that can have been in hand at these kills."""
-        return self.children + CHILDREN * self.mains
-
-
-class Killer:
-    """Kills at random, and nothing that holds a task which was lost twice."""
-
-    def __init__(self, store: SqlStore, workers: list[WorkerContainer], seed: int) -> None:
-        self._store = store
-        self._workers = workers
-        self._random = random.Random(seed)
-        self.kills = Kills()
-
-    def hunt(self, run: Run) -> None:
-        """Kill until the run is over, and revive what was killed."""
-        deadline = time.monotonic() + RUN_TIMEOUT
-        while run.status not in RUN_TERMINAL_STATUSES:
-            assert time.monotonic() < deadline, f"the run did not end in {RUN_TIMEOUT:.0f} s: {run.snapshot()}"
-            time.sleep(self._random.uniform(*SECONDS_BETWEEN_KILLS))
-            if self.kills.children + self.kills.mains < MOST_KILLS_OF_A_RUN:
-                self._strike(self._random.choice(self._workers))
-            for worker in self._workers:
-                worker.revive()
-
-    def _strike(self, worker: WorkerContainer) -> None:
-        worker.pause()  # what it has in hand does not change while the store is asked for it
-        children = worker.children()
-        if self._holds_what_was_lost_twice(worker.pid):
-            self.kills.spared += 1
-        elif children and self._random.random() < SHARE_OF_MAIN_PROCESSES:  # without, it has only just started
-            self.kills.mains += 1
-            worker.kill()
-        elif children:
-            self.kills.children += 1
-            self._random.choice(children).kill()
-        worker.resume()
-        for child in children:  # those of a killed worker have lost their parent: they end their task, and themselves
-            if child.is_running():
-                child.resume()
-
-    def _holds_what_was_lost_twice(self, pid: int) -> bool:
-        ids = [worker.id for worker in self._store.list_workers() if worker.pid == pid]
-        in_hand = [work for id_ in ids for work in self._store.list_running_on(id_)]
-        return any(work.attempt.recoveries >= MOST_KILLS_OF_A_TASK for work in in_hand)
 
 
 @pytest.mark.fault(17)
@@ -133,7 +69,7 @@ def test_runs_of_500_tasks_outlive_random_kills(
         seed = random.randrange(2**32)
         killer, began = Killer(opened, workers, seed), time.monotonic()
         run = dag.start("pairs", {"count": COUNT, "seconds": 0.02})
-        killer.hunt(run)
+        killer.hunt(run, RUN_TIMEOUT)
         seconds = time.monotonic() - began
         # Then it completes, each attempt had one body at most, and only what a killed process held was lost
         assert run.status == "completed", f"seed {seed}: {run.error}"

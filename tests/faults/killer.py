@@ -1,0 +1,76 @@
+"""Whoever kills workers at random under a run, and starts them again."""
+
+import random
+import time
+from dataclasses import dataclass, field
+
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES
+from dagabaaz_celery.run import Run
+from dagabaaz_celery.stores.sql.store import SqlStore
+from tests.faults.nodes import WorkerContainer
+
+#: Of dagabaaz_max_recoveries, which is 3: a fourth loss would rightly end the run.
+MOST_KILLS_OF_A_TASK = 2
+
+
+@dataclass
+class Kills:
+    """What was killed in a run; ``most_lost`` is how many tasks can have been in hand then."""
+
+    children: int = 0
+    mains: int = 0
+    spared: int = 0
+    most_lost: int = 0
+
+
+@dataclass
+class Killer:
+    """Kills at random, of the pools' children mostly, and nothing that holds a task which was lost twice.
+
+    ``most`` kills in all, after so many ``seconds`` each, of which ``share_of_mains`` hit a whole worker.
+    """
+
+    store: SqlStore
+    workers: list[WorkerContainer]
+    seed: int
+    most: int
+    seconds: tuple[float, float]
+    share_of_mains: float
+    kills: Kills = field(default_factory=Kills)
+
+    def __post_init__(self) -> None:
+        self._random = random.Random(self.seed)
+
+    def hunt(self, run: Run, timeout: float) -> None:
+        """Kill until the run is over, and revive what was killed; AssertionError after ``timeout`` seconds."""
+        deadline = time.monotonic() + timeout
+        while run.status not in RUN_TERMINAL_STATUSES:
+            assert time.monotonic() < deadline, f"the run did not end in {timeout:.0f} s: {run.snapshot()}"
+            time.sleep(self._random.uniform(*self.seconds))
+            if self.kills.children + self.kills.mains < self.most:
+                self._strike(self._random.choice(self.workers))
+            for worker in self.workers:
+                worker.revive()
+
+    def _strike(self, worker: WorkerContainer) -> None:
+        worker.pause()  # what it has in hand does not change while the store is asked for it
+        children = worker.children()
+        if self._holds_what_was_lost_twice(worker.pid):
+            self.kills.spared += 1
+        elif children and self._random.random() < self.share_of_mains:  # without, it has only just started
+            self.kills.mains += 1
+            self.kills.most_lost += len(children)
+            worker.kill()
+        elif children:
+            self.kills.children += 1
+            self.kills.most_lost += 1
+            self._random.choice(children).kill()
+        worker.resume()
+        for child in children:  # those of a killed worker have lost their parent: they end their task, and themselves
+            if child.is_running():
+                child.resume()
+
+    def _holds_what_was_lost_twice(self, pid: int) -> bool:
+        ids = [worker.id for worker in self.store.list_workers() if worker.pid == pid]
+        in_hand = [work for id_ in ids for work in self.store.list_running_on(id_)]
+        return any(work.attempt.recoveries >= MOST_KILLS_OF_A_TASK for work in in_hand)
