@@ -1,8 +1,11 @@
 """Whoever kills workers at random under a run, and starts them again."""
 
+import contextlib
 import random
 import time
 from dataclasses import dataclass, field
+
+import psutil
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES
 from dagabaaz_celery.run import Run
@@ -67,7 +70,7 @@ class Killer:
             self._random.choice(children).kill()
         worker.resume()
         for child in children:  # those of a killed worker have lost their parent: they end their task, and themselves
-            if child.is_running():
+            with contextlib.suppress(psutil.NoSuchProcess):
                 child.resume()
 
     def _holds_what_was_lost_twice(self, pid: int) -> bool:
