@@ -69,6 +69,28 @@ def make_dag(conf: Mapping[str, Any], journal: "Journal") -> Dagabaaz:
         with journal.body(context):
             return sum(artifact["metadata"]["value"] for artifact in artifacts)
 
+    @dag.plugin
+    def hold(context: PluginContext, value: int, gate: str) -> dict[str, Any]:
+        """The same number, once there is a file of this name."""
+        with journal.body(context):
+            while not Path(gate).exists():
+                time.sleep(0.05)
+            return {"value": value}
+
+    @app.task(name="once", shared=False)
+    def hold_once(context: PluginContext, gate: str) -> None:
+        """A task of the app's own, which Celery acknowledges before it runs."""
+        with journal.body(context):
+            while not Path(gate).exists():
+                time.sleep(0.05)
+
+    @app.task(name="again", shared=False)
+    def hold_again(context: PluginContext, gate: str) -> None:
+        """The same; its owner says that it may run twice."""
+        hold_once.run(context, gate)
+
+    dag.plugin(hold_once)
+    dag.plugin(hold_again, on_lost="rerun")
     dag.register(PAIRS)
     return dag
 
