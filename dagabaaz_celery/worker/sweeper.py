@@ -64,6 +64,7 @@ class Sweeper:
         self._lost_messages = LostMessages(runtime.app, runtime.store, runtime.publisher.publish)
         self._callbacks = _CallbackThread(runtime, self._queue.callbacks)
         self._missing: dict[str, str | None] = {}
+        self._orphans: dict[str, str | None] = {}
 
     def start(self) -> None:
         """Announce the worker, then sweep until stopped."""
@@ -179,16 +180,39 @@ class Sweeper:
     def _look_after_workers(self) -> None:
         workers = self._store.list_workers()
         dead = self._watch.find_dead(workers, self._worker_id)
+        living = [worker for worker in workers if worker not in dead]
         for worker in dead:
-            logger.error("worker %s (pid %d) is dead: its tasks are dispatched again", worker.hostname, worker.pid)
-            self._store.remove_worker(worker.id)
-        for work in self._store.list_orphans():
-            self._rescue(work, "its worker died")
-        self._resend_lost([worker for worker in workers if worker not in dead])
+            self._bury(worker, living)
+        self._rescue_orphans()
+        self._mind_broker(lambda: self._lost_messages.resend(living))
 
-    def _resend_lost(self, workers: list[WorkerRow]) -> None:
+    def _bury(self, worker: WorkerRow, living: list[WorkerRow]) -> None:
+        """Give to others what a dead worker ran and had taken.
+
+        What it ran is listed before it is forgotten: should it come back, what it claims afterwards is not lost.
+        """
+        running = self._store.list_running_on(worker.id)
+        if not self._store.try_bury_worker(worker.id, worker.beat):
+            return  # it came back, or another sweep was first
+        logger.error("worker %s (pid %d) is dead: its tasks are dispatched again", worker.hostname, worker.pid)
+        for work in running:
+            self._rescue(work, "its worker died")
+        self._mind_broker(lambda: self._lost_messages.mourn(worker, living))
+
+    def _rescue_orphans(self) -> None:
+        """Attempts of workers that nobody knows, in two sweeps with the same token.
+
+        Once is not enough: a worker that comes back may claim before its next heartbeat announces it again.
+        """
+        orphans = self._store.list_orphans()
+        for work in orphans:
+            if self._orphans.get(work.attempt.attempt_id, "") == work.attempt.token:
+                self._rescue(work, "its worker died")
+        self._orphans = {work.attempt.attempt_id: work.attempt.token for work in orphans}
+
+    def _mind_broker(self, look: Callable[[], None]) -> None:
         try:
-            self._lost_messages.resend(workers)
+            look()
         except BROKER_ERRORS as error:
             logger.warning("the broker is away, lost messages cannot be looked for: %s", error)
 

@@ -9,7 +9,10 @@ from sqlalchemy import func, select
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.context import PluginContext
+from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.testing import embedded_worker
+from dagabaaz_celery.worker.sweeper import Sweeper
 from tests.integration.celery_support import node, start, statuses, wait_until
 
 #: Sweeps that come quickly, and leases that end soon.
@@ -151,3 +154,44 @@ def test_what_becomes_ready_while_a_run_is_paused_is_published_at_its_resume(new
 
         assert run.wait(20) == RunStatus.COMPLETED
     assert run.result("second") == [7]
+
+
+def test_what_a_worker_claims_before_it_announces_itself_again_stays_its_own(new_dag: Callable[..., Dagabaaz]):
+    """It was frozen, taken for dead, and comes back: its first claim may be faster than its heartbeat."""
+    dag = new_dag(**QUICK)
+    dag.plugin(nothing, name="work")
+    run = start(dag, node("a", plugin="work"))
+    store = dag._runtime.store
+    sweeper = Sweeper(dag._runtime, new_id(), hostname="observer", get_queues=list)
+    back = WorkerRow(new_id(), "back", 1, "1", beat=0, queues=[], plugins=[], holding=[])
+    attempt_id = run.tasks()[0].attempt_id
+
+    store.claim(attempt_id, new_id(), back.id)
+    sweeper.sweep()
+    assert [(task.attempt_id, task.recoveries) for task in run.tasks()] == [(attempt_id, 0)]
+    store.announce_worker(back)
+    sweeper.sweep()
+    assert [(task.attempt_id, task.recoveries) for task in run.tasks()] == [(attempt_id, 0)]
+    # what nobody ever answers for is lost
+    store.remove_worker(back.id)
+    sweeper.sweep()
+    sweeper.sweep()
+    assert [task.recoveries for task in run.tasks()] == [1]
+
+
+def test_what_a_dead_worker_had_taken_is_sent_again_before_its_lease_ends(new_dag: Callable[..., Dagabaaz]):
+    dag = new_dag(**QUICK | {"dagabaaz_resend_after": 3600.0})
+    dag.plugin(nothing, name="work")
+    runs = [start(dag, node("a", plugin="work"), name=f"run{n}") for n in range(4)]
+    wait_until(lambda: all(statuses(run) == ["queued"] for run in runs), "every task is published")
+    assert dag.app.control.purge() == 4
+    # Given that it reported two of the four messages that it had taken before it died
+    reported = [run.tasks()[0].attempt_id for run in runs[:2]]
+    queues = [dag.app.conf.task_default_queue]
+    dead = WorkerRow(new_id(), "dead", 1, "1", beat=0, queues=queues, plugins=[], holding=reported)
+    dag._runtime.store.announce_worker(dead)
+
+    with embedded_worker(dag.app):
+        assert [run.wait(30) for run in runs] == ["completed"] * 4
+
+    assert count_resends(dag) == 4

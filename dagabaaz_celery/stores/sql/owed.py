@@ -131,6 +131,7 @@ class WorkerRows:
             worker.c.holding,
         )
         self._delete = delete(worker).where(by_id)
+        self._bury = self._delete.where(worker.c.beat == bindparam("b_beat"))
 
     def insert(self, connection: Connection, worker: WorkerRow) -> None:
         """Announce a worker; one that is announced already, by a commit whose answer was lost, stays as it is."""
@@ -158,6 +159,10 @@ class WorkerRows:
     def delete(self, connection: Connection, worker_id: str) -> None:
         """Forget a worker."""
         connection.execute(self._delete, {"b_id": worker_id})
+
+    def try_bury(self, connection: Connection, worker_id: str, beat: int) -> bool:
+        """Forget a worker that has not beaten since; whether this call did."""
+        return connection.execute(self._bury, {"b_id": worker_id, "b_beat": beat}).rowcount == 1
 
 
 def _to_owed(row: Sequence[object]) -> Owed:

@@ -664,24 +664,28 @@ class SqlStore:
             chunk = attempt_ids[start : start + ID_CHUNK]
             self.transact(lambda c, chunk=chunk: self.rows.tasks.mark_queued(c, chunk, queue, lease))  # type: ignore[misc]
 
-    def list_waiting_queues(self) -> dict[str, int]:
-        """Queues in which a published task has waited for long, with the number of all that wait there."""
+    def list_waiting_queues(self, *, within: float = 0.0) -> dict[str, int]:
+        """Queues in which a published task waits whose lease ends ``within`` seconds, with all that wait there."""
         with self.read() as connection:
-            return self.rows.tasks.list_waiting_queues(connection)
+            return self.rows.tasks.list_waiting_queues(connection, within=int(within * MICROSECONDS))
 
     def count_queued_among(self, queue: str, attempt_ids: Sequence[str]) -> int:
         """How many of these attempts are published to the queue and not claimed."""
         with self.read() as connection:
             return self.rows.tasks.count_queued_among(connection, queue, attempt_ids)
 
-    def find_lost_candidates(self, queue: str, held: Sequence[str], limit: int) -> list[str]:
-        """Attempts that wait longest in a queue, beyond their lease, those in ``held`` left out."""
+    def find_lost_candidates(self, queue: str, held: Sequence[str], limit: int, *, within: float = 0.0) -> list[str]:
+        """Attempts that wait longest in a queue and whose lease ends ``within`` seconds, those in ``held`` left out."""
+        micros = int(within * MICROSECONDS)
         with self.read() as connection:
-            return self.rows.tasks.find_lost_candidates(connection, queue, held, limit)
+            return self.rows.tasks.find_lost_candidates(connection, queue, held, limit, within=micros)
 
-    def lease_lost_tasks(self, attempt_ids: Sequence[str]) -> list[Dispatch]:
-        """Take attempts whose messages are lost; whoever took them sends them again."""
-        return self.transact(lambda connection: self.rows.tasks.lease_lost(connection, attempt_ids, self._resend_after))
+    def lease_lost_tasks(self, attempt_ids: Sequence[str], *, within: float = 0.0) -> list[Dispatch]:
+        """Take attempts whose messages are lost and whose lease ends ``within`` seconds, to send them again."""
+        micros = int(within * MICROSECONDS)
+        return self.transact(
+            lambda connection: self.rows.tasks.lease_lost(connection, attempt_ids, self._resend_after, within=micros)
+        )
 
     def release(self, attempt_ids: Sequence[str]) -> None:
         """These could not be published: whoever sweeps next may."""
@@ -752,6 +756,10 @@ class SqlStore:
     def remove_worker(self, worker_id: str) -> None:
         """Forget a worker: what it still runs is an orphan from then on."""
         self.transact(lambda connection: self.rows.workers.delete(connection, worker_id))
+
+    def try_bury_worker(self, worker_id: str, beat: int) -> bool:
+        """Forget a worker whose heartbeat still stands there; False when it has come back, or somebody else did."""
+        return self.transact(lambda connection: self.rows.workers.try_bury(connection, worker_id, beat))
 
     def list_running_on(self, worker_id: str) -> list[Work]:
         """What a worker has claimed and not ended."""

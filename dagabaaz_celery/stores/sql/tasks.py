@@ -324,18 +324,19 @@ class TaskRows:
             task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),
             found_otherwise(task.c.status) == TaskStatus.QUEUED,
         )
+        lease_ends = now() + bindparam("b_within")
         self._waiting_queues = (
             select(task.c.queue, func.count())
             .where(*queued)
             .group_by(task.c.queue)
-            .having(func.min(task.c.lease_until) < now())
+            .having(func.min(task.c.lease_until) < lease_ends)
         )
         self._queued_among = select(func.count()).select_from(task).where(*among, task.c.queue == bindparam("b_queue"))
         self._candidates = (
             select(task.c.attempt_id)
             .where(
                 *in_queue,
-                task.c.lease_until < now(),
+                task.c.lease_until < lease_ends,
                 task.c.attempt_id.not_in(bindparam("b_attempts", expanding=True)),
                 may_publish,
             )
@@ -347,7 +348,7 @@ class TaskRows:
             .where(
                 *among,
                 task.c.queue.is_not(None),
-                task.c.lease_until < now(),
+                task.c.lease_until < lease_ends,
                 may_publish,
             )
             .order_by(task.c.id)
@@ -528,9 +529,9 @@ class TaskRows:
             connection.execute(self._lease, {"b_ids": chunk, "b_lease": lease})
         return self._to_dispatches(connection, due)
 
-    def list_waiting_queues(self, connection: Connection) -> dict[str, int]:
-        """Queues in which a published task has waited longer than its lease, with all that wait there."""
-        return {row[0]: row[1] for row in connection.execute(self._waiting_queues)}
+    def list_waiting_queues(self, connection: Connection, *, within: int = 0) -> dict[str, int]:
+        """Queues in which a published task waits whose lease ends ``within`` microseconds, with all that wait there."""
+        return {row[0]: row[1] for row in connection.execute(self._waiting_queues, {"b_within": within})}
 
     def count_queued_among(self, connection: Connection, queue: str, attempt_ids: Sequence[str]) -> int:
         """How many of these attempts are published to the queue and not claimed."""
@@ -539,16 +540,26 @@ class TaskRows:
             for chunk in _chunks(attempt_ids)
         )
 
-    def find_lost_candidates(self, connection: Connection, queue: str, held: Sequence[str], limit: int) -> list[str]:
-        """Attempts that wait in a queue for longer than their lease, those in ``held`` left out, longest first."""
-        key = {"b_queue": queue, "b_attempts": list(held), "b_limit": limit}
+    def find_lost_candidates(
+        self, connection: Connection, queue: str, held: Sequence[str], limit: int, *, within: int = 0
+    ) -> list[str]:
+        """Attempts that wait in a queue and whose lease ends ``within`` microseconds, longest first.
+
+        Those in ``held`` are left out.
+        """
+        key = {"b_queue": queue, "b_attempts": list(held), "b_limit": limit, "b_within": within}
         return list(connection.execute(self._candidates, key).scalars())
 
-    def lease_lost(self, connection: Connection, attempt_ids: Sequence[str], lease: int) -> list[Dispatch]:
-        """Take attempts to send them again; each time one is taken it waits longer until the next."""
+    def lease_lost(
+        self, connection: Connection, attempt_ids: Sequence[str], lease: int, *, within: int = 0
+    ) -> list[Dispatch]:
+        """Take attempts whose lease ends ``within`` microseconds to send them again.
+
+        Each time one is taken it waits longer until the next.
+        """
         lost: list[Any] = []
         for chunk in _chunks(attempt_ids):
-            rows = connection.execute(self._lost, {"b_attempts": chunk}).all()
+            rows = connection.execute(self._lost, {"b_attempts": chunk, "b_within": within}).all()
             if rows:
                 connection.execute(self._resend, {"b_ids": [row.id for row in rows], "b_lease": lease})
             lost += rows
