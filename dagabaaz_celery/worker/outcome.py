@@ -157,6 +157,19 @@ def ends_process(error: BaseException) -> bool:
     return is_main and isinstance(error, (SystemExit, KeyboardInterrupt))
 
 
+def tells_worker_to_end(error: BaseException) -> bool:
+    """Whether Celery's own signal handlers raised this, out of a body in the main thread that they interrupted.
+
+    So it happens to a solo worker that is shut down cold: its pool cannot do what the handler asks of it.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_globals.get("__name__") == "celery.apps.worker":
+            return True
+        trace = trace.tb_next
+    return False
+
+
 def wait_out(call: Callable[[], T], *, give_up_after: float | None = None) -> T:
     """Make a database call, waiting with growing, jittered pauses while the database is away.
 

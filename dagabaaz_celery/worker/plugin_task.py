@@ -27,7 +27,14 @@ from dagabaaz_celery.stores.sql.records import ClaimRefused, NewArtifact, Result
 from dagabaaz_celery.stores.sql.store import Claimed, Work
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.worker.active import Throttle, current_work, redact_current, running
-from dagabaaz_celery.worker.outcome import describe_error, ends_process, explain_no_outcome, seconds_until, wait_out
+from dagabaaz_celery.worker.outcome import (
+    describe_error,
+    ends_process,
+    explain_no_outcome,
+    seconds_until,
+    tells_worker_to_end,
+    wait_out,
+)
 from dagabaaz_celery.worker.publish import HEADER
 from dagabaaz_celery.worker.registry import Plugin
 from dagabaaz_celery.worker.results import ArtifactDoor, plain_value
@@ -127,6 +134,10 @@ class _Execution:
         except BaseException as error:
             if ends_process(error):
                 raise
+            if tells_worker_to_end(error):
+                reason = TaskError("WorkerLost", f"attempt {work.attempt.number} was lost: its worker was told to quit")
+                self._runtime.outcome.rescue(work, reason)
+                raise Ignore("the worker was told to quit") from error
             if not self._fail(work, error):
                 raise Ignore("the attempt is not current any more") from error
             if isinstance(error, Exception) and not isinstance(error, MemoryError):

@@ -6,48 +6,29 @@ is seen here within seconds there was sent again by the workers that are left.
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kombu import Connection
 from pytest_celery import CeleryTestWorker
 
 from dagabaaz_celery.app import Dagabaaz
-from dagabaaz_celery.constants import FanMode
 from dagabaaz_celery.models import ConfigSource, DagNode
 from dagabaaz_celery.pipeline import Pipeline
-from dagabaaz_celery.run import Run
-from tests.faults.app_under_test import Entry, Journal
+from tests.faults.app_under_test import Journal
+from tests.faults.gated import (
+    COUNT,
+    PATIENCE,
+    bodies_on,
+    make_pipeline,
+    start_workers,
+    wait_until_all_taken,
+    wait_until_ended,
+)
 from tests.processes import wait_until
 
-#: More than one worker takes at a time, and less than two.
-COUNT = 6
-PATIENCE = 90.0
 SHORT = pytest.mark.fault(2)
 FULL = pytest.mark.fault(2, full_only=True)
-#: Each takes four messages at a time.
-POOLS = {
-    "prefork": ("-P", "prefork", "-c", "2", "--prefetch-multiplier", "2"),
-    "threads": ("-P", "threads", "-c", "2", "--prefetch-multiplier", "2"),
-    "solo": ("-P", "solo", "--prefetch-multiplier", "4"),
-}
-
-
-def make_pipeline(*gates: Path) -> Pipeline:
-    """Numbers, held at one gate after another, and their sum."""
-    stages = [
-        DagNode(
-            slug=gate.name,
-            plugin="hold",
-            depends_on=[before],
-            fan_mode=FanMode.SINGLE,
-            bindings={"gate": ConfigSource(value=str(gate))},
-        )
-        for before, gate in zip(["source", *(gate.name for gate in gates[:-1])], gates, strict=True)
-    ]
-    total = DagNode(slug="total", plugin="gather", depends_on=[gates[-1].name], fan_mode=FanMode.AGGREGATE)
-    return Pipeline("gated", nodes=[DagNode(slug="source", plugin="emit"), *stages, total])
 
 
 @pytest.fixture
@@ -82,11 +63,11 @@ def test_what_a_worker_held_when_it_ended_is_done_by_others(
     pool: str,
 ) -> None:
     # Given bodies under way on two workers, which have taken all messages
-    workers = start_workers(start_worker, pool)
+    workers = start_workers(start_worker, pool, pool)
     run = dag.start(make_pipeline(*gates), {"count": COUNT})
     if moment == "late":
         gates[0].touch()
-    wait_until_all_taken(dag, journal, run, moment, workers)
+    wait_until_all_taken(dag, journal, run, moment, pool, workers)
     # When one of them, or both, end at once
     ended = workers if victims == "all" else workers[:1]
     in_hand = {body.task_id for worker in ended for body in bodies_on(worker, journal)}
@@ -95,7 +76,7 @@ def test_what_a_worker_held_when_it_ended_is_done_by_others(
         worker.kill(number)
     for gate in gates:
         gate.touch()
-    wait_until(lambda: all(worker.container.status == "exited" for worker in ended), "they have ended", PATIENCE)
+    wait_until_ended(*ended)
     if victims == "all":
         workers[0].container.revive()
     # Then the run completes, and only what they had in hand ran twice
@@ -128,16 +109,16 @@ def test_a_warm_shutdown_ends_what_runs_and_gives_back_the_rest(
     pool: str,
 ) -> None:
     # Given bodies under way on two workers, which have taken all messages
-    workers = start_workers(start_worker, pool)
+    workers = start_workers(start_worker, pool, pool)
     run = dag.start(make_pipeline(*gates), {"count": COUNT})
-    wait_until_all_taken(dag, journal, run, "early", workers)
+    wait_until_all_taken(dag, journal, run, "early", pool, workers)
     # When both are told to shut down while they are in bodies, and another one starts
     for worker in workers:
         worker.kill(signal.SIGTERM)
-    wait_until(lambda: all("Warm shutdown" in worker.logs() for worker in workers), "they are shutting down")
+    wait_until(lambda: all("Warm shutdown" in worker.logs() for worker in workers), "they are shutting down", PATIENCE)
     for gate in gates:
         gate.touch()
-    wait_until(lambda: all(worker.container.status == "exited" for worker in workers), "they have ended", PATIENCE)
+    wait_until_ended(*workers)
     ended_before = {entry.task_id for entry in journal.read(run.id) if entry.what == "ended"}
     assert not journal.open_bodies()
     workers[0].container.revive()
@@ -170,7 +151,7 @@ def test_how_long_it_takes_with_default_settings(
     victim = start_worker("-P", "prefork", "-c", "2")
     victim.ready()
     run = dag.start(make_pipeline(*gates), {"count": count})
-    wait_until_all_taken(dag, journal, run, "early", [victim])
+    wait_until_all_taken(dag, journal, run, "early", "prefork", [victim])
     if victims == "one":
         start_worker("-P", "prefork", "-c", "2").ready()
     in_hand = {body.task_id for body in bodies_on(victim, journal)}
@@ -214,10 +195,10 @@ def test_a_task_that_is_acknowledged_early_ends_as_its_owner_says(
     worker.ready()
     node = DagNode(slug="only", plugin=plugin, bindings={"gate": ConfigSource(value=str(gates[0]))})
     run = dag.start(Pipeline("early-ack", nodes=[node]))
-    wait_until(journal.open_bodies, "the body is under way")
+    wait_until(journal.open_bodies, "the body is under way", PATIENCE)
     # When its worker ends, and comes back
     worker.kill(number)
-    wait_until(lambda: worker.container.status == "exited", "it has ended", PATIENCE)
+    wait_until_ended(worker)
     gates[0].touch()
     worker.container.revive()
     # Then its run has crashed, unless its owner said that it may run twice
@@ -229,43 +210,3 @@ def test_a_task_that_is_acknowledged_early_ends_as_its_owner_says(
         assert (journal.count_bodies()[task.id], task.attempt) == (1, 1)
         assert run.error is not None
         assert 'on_lost="crash"' in run.error.message
-
-
-def start_workers(start_worker: Callable[..., CeleryTestWorker], pool: str) -> list[CeleryTestWorker]:
-    """Two workers, which consume."""
-    workers = [start_worker(*POOLS[pool]), start_worker(*POOLS[pool])]
-    for worker in workers:
-        worker.ready()
-    return workers
-
-
-def wait_until_all_taken(
-    dag: Dagabaaz, journal: Journal, run: Run, slug: str, workers: Sequence[CeleryTestWorker]
-) -> None:
-    """Wait until every worker is in a body of the node, and no message is left in the broker."""
-    wait_until(
-        lambda: all(any(body.slug == slug for body in bodies_on(worker, journal)) for worker in workers),
-        f"bodies of {slug!r} are under way on every worker",
-        PATIENCE,
-    )
-    wait_until(
-        lambda: not any(task.status == "pending" for task in run.tasks()) and count_messages(dag) == 0,
-        "the workers have taken every message",
-        PATIENCE,
-    )
-
-
-def count_messages(dag: Dagabaaz) -> int:
-    """How many messages wait in the broker; in Redis, a queue without any is not there."""
-    with Connection(dag.app.conf.broker_url) as connection:
-        try:
-            queue = connection.channel().queue_declare(queue=dag.app.conf.task_default_queue, passive=True)
-        except connection.channel_errors:
-            return 0
-        return queue.message_count
-
-
-def bodies_on(worker: CeleryTestWorker, journal: Journal) -> list[Entry]:
-    """What is under way on a worker."""
-    pids = {worker.container.pid, *(child.pid for child in worker.container.children())}
-    return [body for body in journal.open_bodies() if body.pid in pids]
