@@ -8,7 +8,7 @@ with one of its own.
 import json
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cache
@@ -184,19 +184,22 @@ def dag(conf: dict[str, Any], journal: Journal) -> Iterator[Dagabaaz]:
 def start_worker(
     conf: dict[str, Any], journal: Journal, points: FaultPoints, tmp_path: Path
 ) -> Iterator[Callable[..., CeleryTestWorker]]:
-    """Start one more worker: ``start_worker("-P", "solo", app=file, **settings)``, all of them optional.
+    """Start one more worker: ``start_worker("-P", "solo", app=file, environment={}, **settings)``, all optional.
 
     What is left of the workers is killed afterwards. The end of their logs is shown with a test that failed.
     """
     started: list[WorkerContainer] = []
 
-    def start(*options: str, app: Path = _WORKER_APP, **settings: Any) -> CeleryTestWorker:
+    def start(
+        *options: str, app: Path = _WORKER_APP, environment: Mapping[str, str] | None = None, **settings: Any
+    ) -> CeleryTestWorker:
         container = WorkerContainer(
             app,
             {
                 CONF_VARIABLE: json.dumps(conf | settings),
                 JOURNAL_VARIABLE: str(journal.path),
                 POINTS_VARIABLE: str(points.directory),
+                **(environment or {}),
             },
             *(options or ("-c", "2")),
             queue=conf["task_default_queue"],
