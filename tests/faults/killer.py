@@ -14,6 +14,8 @@ from tests.faults.nodes import WorkerContainer
 
 #: Of dagabaaz_max_recoveries, which is 3: a fourth loss would rightly end the run.
 MOST_KILLS_OF_A_TASK = 2
+#: Of the workers that have nothing in hand when they are about to be hit, so many are: the others lose more.
+SHARE_OF_THE_IDLE = 0.2
 
 
 @dataclass
@@ -58,8 +60,11 @@ class Killer:
     def _strike(self, worker: WorkerContainer) -> None:
         worker.pause()  # what it has in hand does not change while the store is asked for it
         children = worker.children()
-        if self._holds_what_was_lost_twice(worker.pid):
+        recoveries = self._find_recoveries(worker.pid)
+        if max(recoveries, default=0) >= MOST_KILLS_OF_A_TASK:
             self.kills.spared += 1
+        elif not recoveries and self._random.random() > SHARE_OF_THE_IDLE:
+            pass
         elif children and self._random.random() < self.share_of_mains:  # without, it has only just started
             self.kills.mains += 1
             self.kills.most_lost += len(children)
@@ -73,7 +78,7 @@ class Killer:
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.resume()
 
-    def _holds_what_was_lost_twice(self, pid: int) -> bool:
+    def _find_recoveries(self, pid: int) -> list[int]:
+        """How often each task in a worker's hands was lost before."""
         ids = [worker.id for worker in self.store.list_workers() if worker.pid == pid]
-        in_hand = [work for id_ in ids for work in self.store.list_running_on(id_)]
-        return any(work.attempt.recoveries >= MOST_KILLS_OF_A_TASK for work in in_hand)
+        return [work.attempt.recoveries for id_ in ids for work in self.store.list_running_on(id_)]
