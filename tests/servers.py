@@ -22,6 +22,7 @@ import psycopg
 import pymysql
 import redis
 from kombu import Connection
+from sqlalchemy import make_url
 
 from tests.processes import ProcessTree, as_user, make_directory, remove_directory
 
@@ -382,18 +383,21 @@ class PrivateRabbitMQ(PrivateServer):
 
 
 class PrivatePgBouncer(PrivateServer):
-    """PgBouncer in transaction mode in front of a PrivatePostgres, which the caller starts and ends."""
+    """PgBouncer in transaction mode in front of a PostgreSQL, named by its URL, which it neither starts nor ends.
+
+    Each transaction gets the session that was idle for longest, so that two in a row rarely have the same.
+    """
 
     name = "pgbouncer"
     user = "postgres"
 
-    def __init__(self, behind: PrivatePostgres) -> None:
+    def __init__(self, behind: str) -> None:
         super().__init__()
-        self._behind = behind
+        self._behind = make_url(behind)
 
     @property
     def url(self) -> str:
-        return f"postgresql+psycopg://postgres@{LOOPBACK}:{self.port}/postgres"
+        return f"postgresql+psycopg://pooled@{LOOPBACK}:{self.port}/{self._behind.database}"
 
     @classmethod
     def find_programs(cls) -> None:
@@ -406,12 +410,19 @@ class PrivatePgBouncer(PrivateServer):
             "unix_socket_dir": "",
             "auth_type": "any",
             "pool_mode": "transaction",
+            "server_round_robin": 1,
             "max_client_conn": 500,
             "default_pool_size": 20,
         }
+        behind = {
+            "host": self._behind.host,
+            "port": self._behind.port or 5432,
+            "user": self._behind.username,
+            "password": self._behind.password,
+        }
         lines = [
             "[databases]",
-            f"* = host={LOOPBACK} port={self._behind.port} user=postgres",
+            f"* = {' '.join(f'{name}={value}' for name, value in behind.items() if value)}",
             "[pgbouncer]",
             *(f"{name} = {value}" for name, value in settings.items()),
         ]
@@ -422,9 +433,8 @@ class PrivatePgBouncer(PrivateServer):
 
     def answers(self) -> bool:
         try:
-            with psycopg.connect(
-                host=LOOPBACK, port=self.port, user="postgres", connect_timeout=2, prepare_threshold=None
-            ):
+            url = make_url(self.url).set(drivername="postgresql").render_as_string()
+            with psycopg.connect(url, connect_timeout=2, prepare_threshold=None):
                 return True
         except psycopg.OperationalError:
             return False

@@ -25,6 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from tests.servers import (
     MissingProgram,
     PrivateMariaDB,
+    PrivatePgBouncer,
     PrivatePostgres,
     PrivateRabbitMQ,
     PrivateRedis,
@@ -59,6 +60,21 @@ def redis_url() -> str:
 def rabbitmq_url() -> str:
     """Like ``postgres_url``, of RabbitMQ."""
     return _require(_RABBITMQ)
+
+
+@cache
+def pgbouncer_url() -> str:
+    """A PgBouncer in transaction mode in front of that PostgreSQL, which ends with the test run.
+
+    It is no server that the package needs: where it is not installed the test is skipped, in one line, even where
+    services are required.
+    """
+    pooler = PrivatePgBouncer(postgres_url())
+    try:
+        pooler.start()
+    except MissingProgram as missing:
+        pytest.skip(f"a test behind PgBouncer did not run: {missing}")
+    return pooler.url
 
 
 @contextmanager

@@ -173,3 +173,31 @@ def test_cancelling_a_wide_run_reads_each_open_task_a_few_times(place: Place):
     with store.read() as connection:
         counts = store.rows.tasks.count_by_status(connection, place.crowd.backlog)
     assert counts[1] == {"completed": place.crowd.tenth, "cancelled": place.crowd.tenth}
+
+
+# -- lists of runs
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        {},
+        {"status": "running"},
+        {"status": "failed"},
+        {"status": "completed"},
+        {"status": "crashed"},
+        {"pipeline": "rare"},
+        {"pipeline": "often"},
+        {"pipeline": "nobody's"},
+        {"pipeline": "often", "status": "completed"},
+    ],
+    ids=str,
+)
+def test_runs_are_listed_without_reading_those_that_are_not_shown(place: Place, which: dict[str, str]):
+    assert place.read(lambda: place.store.search_runs(**which, limit=50)) < 2 * ONE
+
+
+def test_the_failed_runs_of_a_pipeline_are_found_among_all_that_failed(place: Place):
+    failed = place.crowd.size // 10 // 100
+
+    assert place.read(lambda: place.store.search_runs(pipeline="rare", status="failed", limit=50)) < 3 * failed + ONE

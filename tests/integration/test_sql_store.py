@@ -24,7 +24,11 @@ from tests.integration.sql_stores import attempts_of, claim, counting_statements
 BOOM = TaskError("ValueError", "boom", "Traceback …")
 
 
-SERVERS = {"postgresql": services.postgres_url, "mariadb": services.mysql_url}
+SERVERS = {
+    "postgresql": services.postgres_url,
+    "pgbouncer": services.pgbouncer_url,
+    "mariadb": services.mysql_url,
+}
 
 
 @pytest.fixture(scope="module", params=["sqlite", *SERVERS])
@@ -622,6 +626,33 @@ def test_parents_that_close_at_the_same_instant_launch_their_child_once(store: S
 
         assert len(launched) == 1
         assert find_violations(store, [started.run.id]) == []
+
+
+def test_a_deadlock_inside_a_savepoint_is_run_again(store: SqlStore):
+    """MySQL takes the savepoint back with the transaction, and says of the deadlock that the savepoint is not there."""
+    if store.url.startswith("sqlite"):
+        pytest.skip("SQLite writes one transaction at a time: nobody waits inside one")
+    one, other = (start(store, node("a")).run.id for _ in range(2))
+    both_hold_one, tries = threading.Barrier(2), []
+
+    def take(first: str, second: str) -> None:
+        def work(connection) -> None:
+            tries.append(first)
+            store.rows.runs.lock(connection, first)
+            if tries.count(first) == 1:
+                both_hold_one.wait(10)
+            with connection.begin_nested():
+                store.rows.runs.lock(connection, second)
+
+        store.transact(work)
+
+    threads = [threading.Thread(target=take, args=pair) for pair in ((one, other), (other, one))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+
+    assert len(tries) == 3  # one of them was the victim, once
 
 
 def test_a_closing_that_waits_for_the_lock_of_a_failing_run_is_made_good_by_the_retry(store: SqlStore):

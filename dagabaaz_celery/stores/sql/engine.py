@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,7 +23,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     ExceptionContext,
-    Index,
     Select,
     Table,
     create_engine,
@@ -42,8 +41,9 @@ from dagabaaz_celery.errors import ConfigurationError, StoreError
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-#: Deadlock and serialisation victims: PostgreSQL's SQLSTATEs, MySQL's error numbers.
-_CONFLICTS = ("40001", "40P01", 1213, 1205)
+#: Deadlock and serialisation victims: PostgreSQL's SQLSTATEs, MySQL's error numbers. Of a deadlock inside a savepoint
+#: MySQL's word is 1305: the savepoint went with the transaction before anybody could roll back to it.
+_CONFLICTS = ("40001", "40P01", 1213, 1205, 1305)
 _CONFLICT_TRIES = 10
 _BUSY_TIMEOUT_SECONDS = 30.0
 _SCHEMA_LOCK_SECONDS = 60
@@ -66,7 +66,7 @@ _MYSQL_OUTAGES = frozenset(
         *(1053, 1077, 1079, 1152, 1317, 1927, 4031),  # shutting down; somebody ended the statement or the connection
         *(1021, 1040, 1041, 1114, 1203, 1226),  # out of disk, memory, connections
         *(1047, 1290, 1836),  # a cluster's node that is not ready, or may only read
-        *(1205, 1213, 1969, 3024),  # lost against others for the last time; took longer than allowed
+        *(1205, 1213, 1305, 1969, 3024),  # lost against others for the last time; took longer than allowed
     )
 )
 #: Codes of a SQLite file, or its disk, that cannot be used: a connection that met one is not used again, since one that
@@ -153,15 +153,20 @@ def _index_order_mysql(element: Any, compiler: Any, **kw: Any) -> str:
     return "NULL"  # no order
 
 
-def read_by_index(statement: Select[Any], table: Table, index: Index, column: ColumnElement[Any]) -> Select[Any]:
+def prefer_index(statement: Select[Any], table: Table, index_name: str) -> Select[Any]:
+    """Tell MySQL and MariaDB which index to use, where they are known to choose worse; others find it."""
+    for dialect in ("mysql", "mariadb"):
+        statement = statement.with_hint(table, f"FORCE INDEX ({index_name})", dialect)
+    return statement
+
+
+def read_by_index(statement: Select[Any], table: Table, index_name: str, column: ColumnElement[Any]) -> Select[Any]:
     """Have rows with one value for the index's first columns read by it, whatever a database thinks of its statistics.
 
     ``column`` is the index's next one. To be asked for that order is what PostgreSQL and SQLite need: nothing else
-    gives it without sorting. MySQL and MariaDB would sort all the same, and take a hint.
+    gives it without sorting. MySQL and MariaDB would sort all the same.
     """
-    for dialect in ("mysql", "mariadb"):
-        statement = statement.with_hint(table, f"FORCE INDEX ({index.name})", dialect)
-    return statement.order_by(_index_order(column))
+    return prefer_index(statement, table, index_name).order_by(_index_order(column))
 
 
 def build_engine(url: str | URL) -> Engine:
@@ -200,7 +205,7 @@ def _read_prepare_threshold(url: URL) -> int | None:
 
 def describe_url(url: URL) -> str:
     """Which database a URL names, without what may be secret in it: user, password, options."""
-    where = url.database or "" if url.get_backend_name() == "sqlite" else url.host or ""
+    where = f"/{url.database or ''}" if url.get_backend_name() == "sqlite" else url.host or ""
     return f"{url.drivername}://{where}"
 
 
@@ -376,43 +381,14 @@ class Database:
 
         ``work`` must have no effect outside the transaction. Other errors reach the caller.
         """
-        for attempt in range(1, _CONFLICT_TRIES):
-            try:
-                with self.write() as connection:
-                    return work(connection)
-            except DBAPIError as error:
-                if not is_conflict(error):
-                    raise
-                logger.debug("transaction lost a conflict (attempt %d), running it again: %s", attempt, error.orig)
-            time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # jitter, not a secret
-        with self.write() as connection:
-            return work(connection)
+        return _repeat_victims(self.write, work)
 
-    @contextmanager
-    def schema_lock(self, name: str) -> Iterator[None]:
-        """Keep other processes from migrating the tables under this prefix; on SQLite a transaction does so already.
+    def transact_alone(self, name: str, work: Callable[[Connection], T]) -> T:
+        """Like ``transact``, while nobody else is in here by this name; for changes of the schema.
 
-        The lock is held on a connection of its own: MySQL commits at every DDL statement.
+        Those lock tables in an order of their own, against which workers may stand in each other's way.
         """
-        key = f"dagabaaz schema {name}"
-        dialect = self.engine.dialect.name
-        if dialect == "sqlite":
-            yield
-            return
-        with self.engine.begin() as connection:
-            if dialect == "postgresql":  # held to the end of the transaction: PgBouncer keeps no sessions
-                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(key))))
-                yield
-                return
-            if connection.execute(select(func.get_lock(key, _SCHEMA_LOCK_SECONDS))).scalar() != 1:
-                raise StoreError(
-                    f"Another process has been migrating the store for {_SCHEMA_LOCK_SECONDS} s. Wait for it to "
-                    "end, and look for one that hangs in SHOW PROCESSLIST."
-                )
-            try:
-                yield
-            finally:
-                connection.execute(select(func.release_lock(key)))
+        return _repeat_victims(lambda: self._write_alone(name), work)
 
     def close(self) -> None:
         """Close every pooled connection."""
@@ -438,12 +414,58 @@ class Database:
             self.engine.dispose(close=False)
 
     @contextmanager
+    def _write_alone(self, name: str) -> Iterator[Connection]:
+        """SQLite lets only one write anyway. PostgreSQL's lock ends with the transaction: PgBouncer keeps no sessions.
+
+        MySQL commits at every DDL statement, so that its lock is held on a connection beside. Raises StoreError when
+        others do not leave.
+        """
+        key = f"dagabaaz schema {name}"
+        dialect = self.engine.dialect.name
+        if dialect in ("mysql", "mariadb"):
+            with self.engine.connect() as beside, _named_lock(beside, key), self.write() as connection:
+                yield connection
+            return
+        with self.write() as connection:
+            if dialect == "postgresql":
+                connection.execute(select(func.pg_advisory_xact_lock(func.hashtext(key))))
+            yield connection
+
+    @contextmanager
     def _taking_turns(self) -> Iterator[None]:
         if not self._is_sqlite:
             yield
             return
         with self._turn:
             yield
+
+
+def _repeat_victims(enter: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection], T]) -> T:
+    for attempt in range(1, _CONFLICT_TRIES):
+        try:
+            with enter() as connection:
+                return work(connection)
+        except DBAPIError as error:
+            if not is_conflict(error):
+                raise
+            logger.debug("transaction lost a conflict (attempt %d), running it again: %s", attempt, error.orig)
+        time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # jitter, not a secret
+    with enter() as connection:
+        return work(connection)
+
+
+@contextmanager
+def _named_lock(connection: Connection, key: str) -> Iterator[None]:
+    """A lock of a MySQL session."""
+    if connection.execute(select(func.get_lock(key, _SCHEMA_LOCK_SECONDS))).scalar() != 1:
+        raise StoreError(
+            f"Another process has been migrating the store for {_SCHEMA_LOCK_SECONDS} s. Wait for it to end, and look "
+            "for one that hangs in SHOW PROCESSLIST."
+        )
+    try:
+        yield
+    finally:
+        connection.execute(select(func.release_lock(key)))
 
 
 def call_while_alive(method: Callable[[], None]) -> Callable[[], None]:

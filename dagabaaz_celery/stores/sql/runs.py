@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Insert, bindparam, func, insert, literal, not
 from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery.constants import RunStatus
-from dagabaaz_celery.stores.sql.engine import now
+from dagabaaz_celery.stores.sql.engine import now, prefer_index
 from dagabaaz_celery.stores.sql.records import RunRow
 from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables
 from dagabaaz_celery.stores.sql.tasks import select_first_open
@@ -146,6 +146,9 @@ class RunRows:
             query = query.where(run.c.pipeline == pipeline)
         if status is not None:
             query = query.where(run.c.status == status)
+        if pipeline is not None and status is not None:
+            likely = "pipeline" if status == RunStatus.COMPLETED else "status"  # which of them leaves less to look at
+            query = prefer_index(query, run, f"{run.name}_of_{likely}")
         if before is not None:
             query = query.where(run.c.id < before)
         return [row for row in map(_to_run, connection.execute(query)) if row is not None]

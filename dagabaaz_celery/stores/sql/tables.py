@@ -180,7 +180,8 @@ def build_tables(prefix: str = "dagabaaz_", schema: str | None = None) -> Tables
             UniqueConstraint("pipeline", "run_key", name=name("run_key")),
             CheckConstraint(_one_of("status", tuple(RunStatus)), name=name("run_status")),
             CheckConstraint("nodes_done BETWEEN 0 AND nodes_total", name=name("run_nodes_done")),
-            Index(name("run_by_status"), "status"),
+            Index(name("run_of_status"), "status", "id"),
+            Index(name("run_of_pipeline"), "pipeline", "id"),
         ),
         node=table(
             "node",

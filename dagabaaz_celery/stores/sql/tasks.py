@@ -696,8 +696,7 @@ def select_first_open(task: Table, run: Table, *where: ColumnElement[bool]) -> S
 
 def _by_open_index(statement: Select[Any], task: Table) -> Select[Any]:
     """Have tasks of one run and status read by the index of open tasks, as far as a limit goes and no further."""
-    (index,) = (index for index in task.indexes if index.name == f"{task.name}_open")
-    return read_by_index(statement, task, index, task.c.not_before)
+    return read_by_index(statement, task, f"{task.name}_open", task.c.not_before)
 
 
 def found_otherwise(column: ColumnElement[Any]) -> ColumnElement[Any]:

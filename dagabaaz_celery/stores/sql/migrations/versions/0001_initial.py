@@ -1,11 +1,9 @@
 """The first schema."""
 
-from typing import Any
-
 import sqlalchemy as sa
-from alembic import context, op
 from sqlalchemy.dialects import mysql
 
+from dagabaaz_celery.stores.sql.migrations.steps import create_index, create_table, drop_table, name
 from dagabaaz_celery.stores.sql.tables import Id
 
 revision = "0001"
@@ -17,15 +15,13 @@ ID = Id()
 JSON_TEXT = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 OPEN_TASKS = sa.text("status IN ('pending', 'queued', 'running')")
 DELAYED_TASKS = sa.text("status = 'pending' AND not_before IS NOT NULL")
-MYSQL: dict[str, Any] = {"mysql_engine": "InnoDB", "mysql_collate": "utf8mb4_bin"}
 TABLES = ("definition", "pipeline", "run", "node", "task", "attempt", "artifact", "owed", "worker", "store")
 
 
 def upgrade() -> None:
     """Create every table."""
-    p, schema = context.config.attributes["prefix"], context.config.attributes["schema"]
-    op.create_table(
-        f"{p}artifact",
+    create_table(
+        "artifact",
         sa.Column("id", ID, nullable=False),
         sa.Column("run_id", ID, nullable=False),
         sa.Column("node_index", sa.Integer(), nullable=False),
@@ -40,18 +36,14 @@ def upgrade() -> None:
         sa.Column("metadata", JSON_TEXT, nullable=False),
         sa.Column("origin_artifact_id", ID, nullable=True),
         sa.PrimaryKeyConstraint("id"),
-        schema=schema,
-        **MYSQL,
     )
-    op.create_index(
-        f"{p}artifact_by_origin",
-        f"{p}artifact",
+    create_index(
+        "artifact_by_origin",
+        "artifact",
         ["run_id", "node_index", "origin_artifact_id"],
-        unique=False,
-        schema=schema,
     )
-    op.create_table(
-        f"{p}attempt",
+    create_table(
+        "attempt",
         sa.Column("attempt_id", ID, nullable=False),
         sa.Column("task_id", ID, nullable=False),
         sa.Column("run_id", ID, nullable=False),
@@ -63,21 +55,21 @@ def upgrade() -> None:
         sa.Column("ended_at", sa.BigInteger(), nullable=False),
         sa.Column("reason", JSON_TEXT, nullable=False),
         sa.PrimaryKeyConstraint("attempt_id"),
-        schema=schema,
-        **MYSQL,
     )
-    op.create_index(f"{p}attempt_by_task", f"{p}attempt", ["run_id", "task_id"], unique=False, schema=schema)
-    op.create_table(
-        f"{p}definition",
+    create_index(
+        "attempt_by_task",
+        "attempt",
+        ["run_id", "task_id"],
+    )
+    create_table(
+        "definition",
         sa.Column("hash", sa.String(length=64), nullable=False),
         sa.Column("body", JSON_TEXT, nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("hash"),
-        schema=schema,
-        **MYSQL,
     )
-    op.create_table(
-        f"{p}node",
+    create_table(
+        "node",
         sa.Column("run_id", ID, nullable=False),
         sa.Column("node_index", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("status", sa.String(length=16), nullable=False),
@@ -88,15 +80,13 @@ def upgrade() -> None:
         sa.Column("closed_at", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
             "status IN ('blocked', 'launching', 'launched', 'completed', 'skipped', 'filtered', 'failed')",
-            name=f"{p}node_status",
+            name=name("node_status"),
         ),
-        sa.CheckConstraint("tasks_done BETWEEN 0 AND tasks_total", name=f"{p}node_tasks_done"),
+        sa.CheckConstraint("tasks_done BETWEEN 0 AND tasks_total", name=name("node_tasks_done")),
         sa.PrimaryKeyConstraint("run_id", "node_index"),
-        schema=schema,
-        **MYSQL,
     )
-    op.create_table(
-        f"{p}owed",
+    create_table(
+        "owed",
         sa.Column("id", ID, nullable=False),
         sa.Column("run_id", ID, nullable=False),
         sa.Column("kind", sa.String(length=16), nullable=False),
@@ -106,23 +96,23 @@ def upgrade() -> None:
         sa.Column("tries", sa.Integer(), nullable=False),
         sa.Column("due_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("run_id", "kind", "generation", "node_index", name=f"{p}owed_once"),
-        schema=schema,
-        **MYSQL,
+        sa.UniqueConstraint("run_id", "kind", "generation", "node_index", name=name("owed_once")),
     )
-    op.create_index(f"{p}owed_due", f"{p}owed", ["due_at"], unique=False, schema=schema)
-    op.create_table(
-        f"{p}pipeline",
+    create_index(
+        "owed_due",
+        "owed",
+        ["due_at"],
+    )
+    create_table(
+        "pipeline",
         sa.Column("name", sa.String(length=200), nullable=False),
         sa.Column("version", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("definition_hash", sa.String(length=64), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name", "version"),
-        schema=schema,
-        **MYSQL,
     )
-    op.create_table(
-        f"{p}run",
+    create_table(
+        "run",
         sa.Column("id", ID, nullable=False),
         sa.Column("pipeline", sa.String(length=200), nullable=False),
         sa.Column("version", sa.Integer(), nullable=True),
@@ -140,25 +130,25 @@ def upgrade() -> None:
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.Column("ended_at", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
-            "status IN ('pending', 'running', 'completed', 'failed', 'crashed', 'cancelled')", name=f"{p}run_status"
+            "status IN ('pending', 'running', 'completed', 'failed', 'crashed', 'cancelled')", name=name("run_status")
         ),
-        sa.CheckConstraint("nodes_done BETWEEN 0 AND nodes_total", name=f"{p}run_nodes_done"),
+        sa.CheckConstraint("nodes_done BETWEEN 0 AND nodes_total", name=name("run_nodes_done")),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("pipeline", "run_key", name=f"{p}run_key"),
-        schema=schema,
-        **MYSQL,
+        sa.UniqueConstraint("pipeline", "run_key", name=name("run_key")),
     )
-    op.create_index(f"{p}run_by_status", f"{p}run", ["status"], unique=False, schema=schema)
-    op.create_table(
-        f"{p}store",
+    create_index(
+        "run_by_status",
+        "run",
+        ["status"],
+    )
+    create_table(
+        "store",
         sa.Column("id", ID, nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
-        schema=schema,
-        **MYSQL,
     )
-    op.create_table(
-        f"{p}task",
+    create_table(
+        "task",
         sa.Column("id", ID, nullable=False),
         sa.Column("run_id", ID, nullable=False),
         sa.Column("node_index", sa.Integer(), nullable=False),
@@ -186,33 +176,31 @@ def upgrade() -> None:
         sa.CheckConstraint(
             "status IN ('pending', 'queued', 'running', 'completed', 'failed', 'crashed', 'cancelled', "
             "'skipped', 'filtered')",
-            name=f"{p}task_status",
+            name=name("task_status"),
         ),
         sa.PrimaryKeyConstraint("id"),
-        sa.UniqueConstraint("attempt_id", name=f"{p}task_attempt"),
-        schema=schema,
-        **MYSQL,
+        sa.UniqueConstraint("attempt_id", name=name("task_attempt")),
     )
-    op.create_index(f"{p}task_by_node", f"{p}task", ["run_id", "node_index", "ordinal"], unique=False, schema=schema)
-    op.create_index(
-        f"{p}task_open",
-        f"{p}task",
+    create_index(
+        "task_by_node",
+        "task",
+        ["run_id", "node_index", "ordinal"],
+    )
+    create_index(
+        "task_open",
+        "task",
         ["status", "run_id", "not_before"],
-        unique=False,
-        schema=schema,
         postgresql_where=OPEN_TASKS,
     )
-    op.create_index(
-        f"{p}task_delayed",
-        f"{p}task",
+    create_index(
+        "task_delayed",
+        "task",
         ["status", "not_before"],
-        unique=False,
-        schema=schema,
         postgresql_where=DELAYED_TASKS,
         sqlite_where=DELAYED_TASKS,
     )
-    op.create_table(
-        f"{p}worker",
+    create_table(
+        "worker",
         sa.Column("id", ID, nullable=False),
         sa.Column("hostname", sa.String(length=255), nullable=False),
         sa.Column("pid", sa.Integer(), nullable=False),
@@ -224,13 +212,10 @@ def upgrade() -> None:
         sa.Column("started_at", sa.BigInteger(), nullable=False),
         sa.Column("seen_at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
-        schema=schema,
-        **MYSQL,
     )
 
 
 def downgrade() -> None:
     """Drop every table, and every run with them."""
-    p, schema = context.config.attributes["prefix"], context.config.attributes["schema"]
-    for name in reversed(TABLES):
-        op.drop_table(f"{p}{name}", schema=schema)
+    for table in reversed(TABLES):
+        drop_table(table)

@@ -1,0 +1,58 @@
+"""What revisions are made of.
+
+MySQL and MariaDB commit at every step. Each step is left out where it was done already, so that a migration whose
+process was killed goes on at the next start.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from alembic import context, op
+from sqlalchemy import inspect
+
+
+def name(part: str) -> str:
+    """The name of a table or index, with the store's prefix."""
+    return f"{context.config.attributes['prefix']}{part}"
+
+
+def create_table(table: str, *parts: Any) -> None:
+    """Create a table, named without its prefix."""
+    op.create_table(
+        name(table),
+        *parts,
+        schema=_schema(),
+        if_not_exists=None if context.is_offline_mode() else True,
+        mysql_engine="InnoDB",
+        mysql_collate="utf8mb4_bin",
+    )
+
+
+def drop_table(table: str) -> None:
+    """Drop a table, named without its prefix."""
+    op.drop_table(name(table), schema=_schema(), if_exists=None if context.is_offline_mode() else True)
+
+
+def create_index(index: str, table: str, columns: Sequence[str], **options: Any) -> None:
+    """Create an index; its name and its table's come without the prefix."""
+    if not _has_index(index, table):
+        op.create_index(name(index), name(table), columns, schema=_schema(), **options)
+
+
+def drop_index(index: str, table: str) -> None:
+    """Drop an index; its name and its table's come without the prefix."""
+    if context.is_offline_mode() or _has_index(index, table):
+        op.drop_index(name(index), name(table), schema=_schema())
+
+
+def _has_index(index: str, table: str) -> bool:
+    """Whether the database has it; what is written for others to run does not ask, and takes it to be not there."""
+    if context.is_offline_mode():
+        return False
+    found = inspect(op.get_bind()).get_indexes(name(table), schema=_schema())
+    return any(each["name"] == name(index) for each in found)
+
+
+def _schema() -> str | None:
+    schema: str | None = context.config.attributes["schema"]
+    return schema
