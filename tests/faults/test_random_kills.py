@@ -69,7 +69,7 @@ def test_runs_of_500_tasks_outlive_random_kills(
         seed = random.randrange(2**32)
         killer = Killer(opened, workers, seed, most=20, seconds=(0.1, 0.8), share_of_mains=1 / 30)
         began = time.monotonic()
-        run = dag.start("pairs", {"count": COUNT, "seconds": 0.02})
+        run = dag.start("pairs", {"count": COUNT, "seconds": 0.1})
         killer.hunt(run, RUN_TIMEOUT)
         seconds = time.monotonic() - began
         # Then it completes, each attempt had one body at most, and only what a killed process held was lost
