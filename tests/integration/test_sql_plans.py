@@ -14,6 +14,7 @@ from dagabaaz_celery.constants import FanMode
 from dagabaaz_celery.stores.sql.records import TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.tables import new_id
+from dagabaaz_celery.stores.sql.transaction import StorePolicy
 from tests import services
 from tests.integration.sql_plans import Crowd, fill, observe
 from tests.integration.sql_stores import attempts_of, claim, node, records, start
@@ -48,7 +49,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """A store with tables of its own, full of tasks."""
     sqlite = f"sqlite:///{tmp_path_factory.mktemp('plans') / 'runs.sqlite3'}"
     url = SERVERS[request.param]() if request.param in SERVERS else sqlite
-    store = SqlStore(url, prefix=f"p{new_id()[-8:]}_")
+    # What a test's own run owes is leased for longer than all tests take.
+    store = SqlStore(url, prefix=f"p{new_id()[-8:]}_", policy=StorePolicy(lease=3600.0))
     try:
         yield Place(store, fill(store, SIZE))
     finally:
