@@ -10,12 +10,13 @@ import psutil
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES
 from dagabaaz_celery.run import Run
 from dagabaaz_celery.stores.sql.store import SqlStore
+from tests.faults.app_under_test import Journal
 from tests.faults.nodes import WorkerContainer
 
 #: Of dagabaaz_max_recoveries, which is 3: a fourth loss would rightly end the run.
 MOST_KILLS_OF_A_TASK = 2
-#: Of the workers that have nothing in hand when they are about to be hit, so many are: the others lose more.
-SHARE_OF_THE_IDLE = 0.2
+#: Seconds between two looks at how far the run is: so that kills hit a task anywhere.
+LONGEST_PAUSE = 0.1
 
 
 @dataclass
@@ -32,27 +33,32 @@ class Kills:
 class Killer:
     """Kills at random, of the pools' children mostly, and nothing that holds a task which was lost twice.
 
-    ``most`` kills in all, after so many ``seconds`` each, of which ``share_of_mains`` hit a whole worker.
+    ``most`` kills in all, each after ``bodies`` more have begun, from as few to as many: a busy machine needs longer to
+    get on, and is not to be killed more often than it can. Of the kills, ``share_of_mains`` hit a whole worker.
     """
 
     store: SqlStore
+    journal: Journal
     workers: list[WorkerContainer]
     seed: int
     most: int
-    seconds: tuple[float, float]
+    bodies: tuple[int, int]
     share_of_mains: float
     kills: Kills = field(default_factory=Kills)
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
+        self._read = self._begun = 0
 
     def hunt(self, run: Run, timeout: float) -> None:
         """Kill until the run is over, and revive what was killed; AssertionError after ``timeout`` seconds."""
         deadline = time.monotonic() + timeout
+        next_at = self._count_bodies() + self._random.randint(*self.bodies)
         while run.status not in RUN_TERMINAL_STATUSES:
             assert time.monotonic() < deadline, f"the run did not end in {timeout:.0f} s: {run.snapshot()}"
-            time.sleep(self._random.uniform(*self.seconds))
-            if self.kills.children + self.kills.mains < self.most:
+            time.sleep(self._random.uniform(0.0, LONGEST_PAUSE))
+            if self._count_bodies() >= next_at and self.kills.children + self.kills.mains < self.most:
+                next_at = self._count_bodies() + self._random.randint(*self.bodies)
                 self._strike(self._random.choice(self.workers))
             for worker in self.workers:
                 worker.revive()
@@ -63,8 +69,6 @@ class Killer:
         recoveries = self._find_recoveries(worker.pid)
         if max(recoveries, default=0) >= MOST_KILLS_OF_A_TASK:
             self.kills.spared += 1
-        elif not recoveries and self._random.random() > SHARE_OF_THE_IDLE:
-            pass
         elif children and self._random.random() < self.share_of_mains:  # without, it has only just started
             self.kills.mains += 1
             self.kills.most_lost += len(children)
@@ -77,6 +81,16 @@ class Killer:
         for child in children:  # those of a killed worker have lost their parent: they end their task, and themselves
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.resume()
+
+    def _count_bodies(self) -> int:
+        if not self.journal.path.exists():  # before the very first
+            return 0
+        with self.journal.path.open("rb") as file:
+            file.seek(self._read)
+            new = file.read()
+        self._read += len(new)
+        self._begun += new.count(b'"begun"')
+        return self._begun
 
     def _find_recoveries(self, pid: int) -> list[int]:
         """How often each task in a worker's hands was lost before."""

@@ -67,7 +67,7 @@ def test_runs_of_500_tasks_outlive_random_kills(
     for number in range(loops):
         # When processes of theirs are killed at random while a run goes on
         seed = random.randrange(2**32)
-        killer = Killer(opened, workers, seed, most=20, seconds=(0.1, 0.8), share_of_mains=1 / 30)
+        killer = Killer(opened, journal, workers, seed, most=20, bodies=(5, 35), share_of_mains=1 / 30)
         began = time.monotonic()
         run = dag.start("pairs", {"count": COUNT, "seconds": 0.1})
         killer.hunt(run, RUN_TIMEOUT)
