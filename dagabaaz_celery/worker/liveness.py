@@ -15,13 +15,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from celery import Celery
+from celery import Celery, signals
 from celery.worker import state as worker_state
 
 from dagabaaz_celery import __version__
 from dagabaaz_celery.stores.sql.engine import describe_outage, is_outage
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.store import SqlStore
+from dagabaaz_celery.worker.forks import fork_gate
+from dagabaaz_celery.worker.publish import HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,31 @@ def held_attempt_ids(consumer: Any = None) -> set[str]:
     return {request.id for request in known if _UUID.fullmatch(str(request.id))}
 
 
+class Deliveries:
+    """The last of our messages that this worker was given by each route, whatever became of it since."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._latest: dict[tuple[Any, ...], str] = {}
+
+    def connect(self) -> None:
+        """Take note from now on."""
+        signals.task_received.connect(self._on_received)
+
+    def disconnect(self) -> None:
+        """Take no more note."""
+        signals.task_received.disconnect(self._on_received)
+
+    def latest(self) -> set[str]:
+        """The ids, of any task whose id may be one of ours."""
+        return {id_ for id_ in list(self._latest.values()) if _UUID.fullmatch(id_)}
+
+    def _on_received(self, sender: Any, request: Any, **_: Any) -> None:
+        if sender.app is self._app and HEADER in request.request_dict:
+            given = request.delivery_info
+            self._latest[given.get("exchange"), given.get("routing_key"), given.get("priority")] = str(request.id)
+
+
 class Heart:
     """A thread that announces the worker and beats, whatever the sweep is busy with."""
 
@@ -73,6 +100,7 @@ class Heart:
         self._get_queues = get_queues
         self._get_consumer = get_consumer
         self._interval = interval
+        self._deliveries = Deliveries(app)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dagabaaz-heartbeat", daemon=True)
         self._last_beat = time.monotonic()
@@ -80,6 +108,7 @@ class Heart:
 
     def start(self) -> None:
         """Beat until stopped."""
+        self._deliveries.connect()
         self._last_beat = self._steady_since = time.monotonic()
         self._thread.start()
 
@@ -89,18 +118,18 @@ class Heart:
 
     def stop(self) -> None:
         """End the thread and withdraw the worker: its pool has ended."""
+        self._deliveries.disconnect()
         self.ask_to_stop()
         self._thread.join()
         self._store.remove_worker(self._worker_id)
 
     def beat(self) -> None:
         """Count one heartbeat; a worker that was taken for dead announces itself again."""
-        alive = self._store.beat(
-            self._worker_id,
-            queues=self._get_queues(),
-            plugins=self._plugin_names(),
-            holding=sorted(held_attempt_ids(self._get_consumer())),
-        )
+        with fork_gate.inside():
+            queues, plugins = self._get_queues(), self._plugin_names()
+        # With the last of those that went by: they tell how far the broker has come with a queue.
+        holding = held_attempt_ids(self._get_consumer()) | self._deliveries.latest()
+        alive = self._store.beat(self._worker_id, queues=queues, plugins=plugins, holding=sorted(holding))
         if not alive:
             logger.warning("others took this worker for dead and gave its tasks away; it announces itself again")
             self.announce()

@@ -3,11 +3,11 @@
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import KombuError, OperationalError
+from kombu.exceptions import OperationalError
 
 from dagabaaz_celery.errors import SecretExposed
 from dagabaaz_celery.json_door import check_json
@@ -15,6 +15,8 @@ from dagabaaz_celery.secret_references import resolve_references
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import Dispatch, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore
+from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker, Link
+from dagabaaz_celery.worker.forks import fork_gate
 from dagabaaz_celery.worker.registry import PluginRegistry
 
 logger = logging.getLogger(__name__)
@@ -23,19 +25,31 @@ logger = logging.getLogger(__name__)
 HEADER = "dagabaaz"
 #: Seconds added to a delay: a message must not come before the database's clock says that it is due.
 _CLOCK_MARGIN = 0.05
-#: What a broker that is away raises; the sweep publishes later.
-BROKER_ERRORS = (OperationalError, KombuError, OSError)
+
+#: How we send whatever an app's options say: a broker that refuses is left to the sweep, as waiting here would hold up
+#: whoever called; and RabbitMQ gives back what no queue takes.
+_OUR_OPTIONS = {"retry": False, "retry_policy": None, "mandatory": True}
+#: Messages sent before the broker's word for them is awaited and they are marked. Few, so that marks come soon.
+_BATCH = 200
 
 FailTask = Callable[[str, TaskError], object]
 
 
 class Publisher:
-    """Sends tasks to Celery under their attempt ids, over one producer for a batch."""
+    """Sends tasks to Celery under their attempt ids, in batches."""
 
     def __init__(
-        self, app: Celery, store: SqlStore, registry: PluginRegistry, *, max_input_bytes: int, fail_task: FailTask
+        self,
+        app: Celery,
+        broker: Broker,
+        store: SqlStore,
+        registry: PluginRegistry,
+        *,
+        max_input_bytes: int,
+        fail_task: FailTask,
     ) -> None:
         self._app = app
+        self._broker = broker
         self._store = store
         self._registry = registry
         self._max_input_bytes = max_input_bytes
@@ -44,73 +58,104 @@ class Publisher:
 
     def publish(self, dispatches: Sequence[Dispatch]) -> bool:
         """Publish and mark as queued; False with the broker away: they stay owed, and the next sweep tries again."""
-        if not dispatches:
-            return True
         if self._app.conf.task_always_eager:
             self._eager.run([self._call_eagerly(dispatch) for dispatch in dispatches])
             return True
-        sent: dict[str, list[str]] = {}
-        handled = 0
+        for start in range(0, len(dispatches), _BATCH):
+            batch = _Batch(dispatches[start : start + _BATCH])
+            try:
+                self._send_batch(batch)
+            finally:
+                self._mark(batch)
+            if batch.error is not None:
+                owed = [*batch.unsent(), *(dispatch.attempt_id for dispatch in dispatches[start + _BATCH :])]
+                logger.warning(
+                    "the broker is away (%s): %d tasks stay owed, the sweep publishes them", batch.error, len(owed)
+                )
+                self._store.release(owed)
+                return False
+        return True
+
+    def _send_batch(self, batch: "_Batch") -> None:
+        """Send tasks over one link. What can never be sent is set aside, so that it holds up no other."""
         try:
-            with self._app.producer_or_acquire() as producer:
-                for dispatch in dispatches:
-                    queue = self._send_or_fail(dispatch, producer)
-                    if queue is not None and not dispatch.delay:
-                        sent.setdefault(queue, []).append(dispatch.attempt_id)
-                    handled += 1
+            with self._broker.link() as link:
+                try:
+                    for dispatch in batch.dispatches:
+                        self._send_or_set_aside(dispatch, link, batch)
+                    link.confirm()
+                finally:
+                    batch.forget(link.take_unconfirmed())
         except BROKER_ERRORS as error:
-            owed = [dispatch.attempt_id for dispatch in dispatches[handled:]]
-            logger.warning("the broker is away (%s): %d tasks stay owed, the sweep publishes them", error, len(owed))
-            self._store.release(owed)
-        finally:
-            for queue, attempt_ids in sent.items():
-                self._store.mark_queued(attempt_ids, queue or None)
-        return handled == len(dispatches)
+            batch.error = error
+        else:
+            if batch.unsent():
+                batch.error = OperationalError("it did not take every message")
 
-    def _send_or_fail(self, dispatch: Dispatch, producer: Any) -> str | None:
-        """Send one task, or fail it where it can never be sent, so that it does not stand in the way of others.
-
-        The queue that it went to, "" where routing names an exchange only; None for a task that failed.
-        """
-        connection = producer.connection
-        broker_errors = (*BROKER_ERRORS, *connection.connection_errors, *connection.channel_errors)
+    def _send_or_set_aside(self, dispatch: Dispatch, link: Link, batch: "_Batch") -> None:
         try:
-            return self._send(dispatch, producer)
-        except broker_errors as error:
-            raise OperationalError(str(error)) from error
+            with link.library_errors():
+                batch.queues[dispatch.attempt_id] = self._send(dispatch, link)
+        except BROKER_ERRORS:
+            raise
         except Exception as error:
             if is_outage(error):
                 raise
-            logger.warning("task %s cannot be published and fails: %s", dispatch.task_id, error)
-            self._fail_task(dispatch.attempt_id, TaskError(type(error).__name__, str(error)))
-            return None
+            batch.hopeless[dispatch.attempt_id] = error
 
-    def _send(self, dispatch: Dispatch, producer: Any) -> str:
+    def _mark(self, batch: "_Batch") -> None:
+        """Record what became of a batch; a delayed task stays pending, as nothing is lost before it is due."""
+        delayed = {dispatch.attempt_id for dispatch in batch.dispatches if dispatch.delay}
+        by_queue: dict[str, list[str]] = {}
+        for attempt_id, queue in batch.queues.items():
+            if attempt_id not in delayed:
+                by_queue.setdefault(queue, []).append(attempt_id)
+        for queue, attempt_ids in by_queue.items():
+            self._store.mark_queued(attempt_ids, queue or None)
+        for attempt_id, error in batch.hopeless.items():
+            logger.warning("attempt %s cannot be published, its task fails: %s", attempt_id, error)
+            self._fail_task(attempt_id, TaskError(type(error).__name__, str(error)))
+
+    def _send(self, dispatch: Dispatch, link: Link) -> str:
+        """Send one task; the queue that it went to, "" where routing names an exchange only."""
         definition = self._store.definition_of(dispatch.definition_hash).definition
         args, kwargs = self._message_arguments(dispatch)
         name = definition.task_name_of(dispatch.node_index)
-        chosen = definition.options_of(dispatch.node_index) | dispatch.options
-        options = self._app.amqp.router.route(chosen, name, args, kwargs, self._app.tasks.get(name))
-        self._app.send_task(
-            name,
-            args=args,
-            kwargs=kwargs,
-            task_id=dispatch.attempt_id,
-            root_id=dispatch.run_id,
-            headers={HEADER: self._header(dispatch)},
-            retries=dispatch.retries,
-            countdown=dispatch.delay + _CLOCK_MARGIN if dispatch.delay else None,
-            argsrepr="()",
-            kwargsrepr=repr({"run": dispatch.run_id, "node": definition.nodes[dispatch.node_index].slug}),
-            producer=producer,
-            add_to_parent=False,
-            serializer="json",  # whatever the app sends its own messages as
-            # A broker that refuses is left to the sweep: waiting here would hold up whoever called.
-            retry_policy={"max_retries": 0},
-            **options,
+        options = self._route(dispatch, args, kwargs)
+        link.send(
+            dispatch.attempt_id,
+            lambda producer: self._app.send_task(
+                name,
+                args=args,
+                kwargs=kwargs,
+                task_id=dispatch.attempt_id,
+                root_id=dispatch.run_id,
+                headers={HEADER: self._header(dispatch)},
+                retries=dispatch.retries,
+                countdown=dispatch.delay + _CLOCK_MARGIN if dispatch.delay else None,
+                argsrepr="()",
+                kwargsrepr=repr({"run": dispatch.run_id, "node": definition.nodes[dispatch.node_index].slug}),
+                producer=producer,
+                add_to_parent=False,
+                serializer="json",  # whatever the app sends its own messages as
+                **{**options, **_OUR_OPTIONS},
+            ),
         )
         queue = options.get("queue")
         return "" if queue is None else str(getattr(queue, "name", queue))
+
+    def priority_of(self, dispatch: Dispatch) -> Any:
+        """With what priority a task is sent; None where nothing says."""
+        with fork_gate.inside():
+            return self._route(dispatch, (), {}).get("priority")
+
+    def _route(self, dispatch: Dispatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """A task's options, with the queue and whatever else routing says."""
+        definition = self._store.definition_of(dispatch.definition_hash).definition
+        name = definition.task_name_of(dispatch.node_index)
+        chosen = definition.options_of(dispatch.node_index) | dispatch.options
+        options: dict[str, Any] = self._app.amqp.router.route(chosen, name, args, kwargs, self._app.tasks.get(name))
+        return options
 
     def _header(self, dispatch: Dispatch) -> dict[str, Any]:
         return {
@@ -168,6 +213,28 @@ def _refuse_secret(name: str) -> str:
         f"The node names the secret ${name}, and its task runs by Celery's signals alone: its input travels in a "
         "message, which is no place for a secret. Register the task with dag.plugin(task), then start another run."
     )
+
+
+class _Batch:
+    """Tasks that are sent together, and what became of them."""
+
+    def __init__(self, dispatches: Sequence[Dispatch]) -> None:
+        self.dispatches = dispatches
+        #: The queues of those that the broker has, by attempt id.
+        self.queues: dict[str, str] = {}
+        #: Why others can never be sent, by attempt id.
+        self.hopeless: dict[str, Exception] = {}
+        self.error: Exception | None = None
+
+    def forget(self, attempt_ids: Iterable[str]) -> None:
+        """The broker does not have these, after all."""
+        for attempt_id in attempt_ids:
+            self.queues.pop(attempt_id, None)
+
+    def unsent(self) -> list[str]:
+        """Those that are to be sent again."""
+        ids = (dispatch.attempt_id for dispatch in self.dispatches)
+        return [id_ for id_ in ids if id_ not in self.queues and id_ not in self.hopeless]
 
 
 class _EagerQueue:

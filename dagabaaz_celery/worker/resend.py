@@ -1,111 +1,186 @@
 """Finding messages that the broker lost after it had accepted them.
 
-A published task that waits longer than its lease is only suspect: a backlog may be long. It is lost when the broker
-does not have it either. So a queue's books are balanced: tasks that the store says wait there, less messages that the
-broker counts, less those that workers report to hold. What is missing is looked for among the longest waiting tasks,
-and sent again when a second look, after every live worker has reported anew, finds the same ones still missing.
+A published task that waits longer than its lease is only suspect: a backlog may be long. But a queue gives out what it
+got first. So a message is gone from the queue when one that was sent later to the same queue, with the same priority,
+was given out; or when the queue was seen empty. Each such sight is a mark: what was sent before it must be with a
+worker, or is lost. A mark counts when every live worker has reported anew what it holds, and, where it comes from a
+later message, when that was given out a while ago.
 
-A worker that died may have taken messages with it: some brokers give them to nobody else before long. So the books of
-its queues are balanced without waiting for leases, and if they miss as many as it had reported to hold, those are sent
-again at once.
+The marks cost nothing where tasks run. They are read off what workers report to hold with their heartbeats.
+
+A worker that died may have taken messages with it: some brokers give them to nobody else before long, others put them
+back at once, ahead of everything. So new marks are made for its queues, and neither a lease nor a while is waited for.
+What it had reported to hold is sent again at once, if the books of its queues miss as many.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from celery import Celery
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import Dispatch
 from dagabaaz_celery.stores.sql.store import SqlStore
+from dagabaaz_celery.stores.sql.transaction import MICROSECONDS
+from dagabaaz_celery.worker.broker import Broker, Link
+from dagabaaz_celery.worker.publish import Publisher
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 1000
+_BATCH = 5000
+#: Workers that look, of all that live; the others need not.
+_WATCHERS = 2
+#: Heartbeats after which a report is certainly newer than a mark: one may have been under way.
+_NEW_BEATS = 2
+#: Microseconds by which the order of sending and that of being recorded as sent may differ between publishers.
+_MARGIN = 2 * MICROSECONDS
+#: The part of a lease after which marks are made, so that some count when it ends.
+_WATCHED_FROM = 1 / 3
 #: Seconds within which every lease ends.
 _EVER = 1e9
+_ANY_PRIORITY = object()
 
 
 @dataclass(frozen=True)
-class _Suspects:
-    """Attempts that were missing at one look, and where every worker's heartbeat stood then.
+class _Mark:
+    """What was sent before ``sent_before`` had left the queue at ``at``; both by the database's clock."""
 
-    ``early``: their leases were not waited for.
+    sent_before: int
+    at: int
+    beats: dict[str, int]
+
+    def is_reported(self, workers: Iterable[WorkerRow]) -> bool:
+        """Whether every worker has told since what it holds."""
+        return all(worker.beat >= self.beats.get(worker.id, 0) + _NEW_BEATS for worker in workers)
+
+
+@dataclass
+class _Queue:
+    """Marks by priority: those that do not count yet, and the one that does.
+
+    ``bereaved``: a worker died that was served by this queue, and nothing has been found out since.
     """
 
-    attempt_ids: frozenset[str]
-    beats: dict[str, int]
-    early: bool
+    bereaved: bool = False
+    young: dict[Hashable, list[_Mark]] = field(default_factory=dict)
+    counting: dict[Hashable, int] = field(default_factory=dict)
+
+    def forget(self) -> None:
+        """Messages may have been put back ahead of what was given out."""
+        self.young.clear()
+        self.counting.clear()
+
+    def add(self, priority: Hashable, mark: _Mark) -> None:
+        """Note a mark that says more than those before."""
+        marks = self.young.setdefault(priority, [])
+        last = marks[-1].sent_before if marks else self.counting.get(priority, 0)
+        if mark.sent_before > last:
+            marks.append(mark)
+
+    def grow(self, workers: Sequence[WorkerRow], now: int, *, patience: int) -> None:
+        """Let marks count whose time has come; an empty queue, or a bereaved one, needs no ``patience``."""
+        for priority, marks in self.young.items():
+            wait = 0 if priority is _ANY_PRIORITY or self.bereaved else patience
+            while marks and now - marks[0].at >= wait and marks[0].is_reported(workers):
+                self.counting[priority] = marks.pop(0).sent_before
+
+    def is_passed(self, priority: Hashable, sent_at: int) -> bool:
+        """Whether a message that was sent then has left the queue."""
+        return sent_at < max(self.counting.get(priority, 0) - _MARGIN, self.counting.get(_ANY_PRIORITY, 0))
+
+    def last_mark(self) -> int:
+        """Nothing that was sent later is known to have left."""
+        return max(self.counting.values(), default=0)
 
 
 class LostMessages:
     """One worker's look for lost messages; any number of workers may look at once."""
 
-    def __init__(self, app: Celery, store: SqlStore, publish: Callable[[list[Dispatch]], object]) -> None:
-        self._app = app
+    def __init__(self, broker: Broker, store: SqlStore, publisher: Publisher) -> None:
+        self._broker = broker
         self._store = store
-        self._publish = publish
-        self._suspects: dict[str, _Suspects] = {}
-        self._bereaved: set[str] = set()
+        self._publisher = publisher
+        self._queues: dict[str, _Queue] = {}
+        self._seen: set[str] = set()
+        self._link: Link | None = None
 
-    def mourn(self, dead: WorkerRow, living: list[WorkerRow]) -> None:
+    def mourn(self, dead: WorkerRow, living: Sequence[WorkerRow]) -> None:
         """A worker died: send again what it had taken and the broker keeps back, and look at its queues early."""
-        self._bereaved.update(dead.queues)
         waiting = self._store.list_waiting_queues(within=_EVER)
-        held = _held_by(living)
-        for queue in waiting.keys() & set(dead.queues):
-            reported = self._store.count_queued_among(queue, dead.holding)
-            if reported and self._count_missing(queue, waiting[queue], held) >= reported:
+        held = sorted(_held_by(living))
+        for name in waiting.keys() & set(dead.queues):
+            self._queues[name] = _Queue(bereaved=True)
+            reported = self._store.count_queued_among(name, dead.holding)
+            if not reported:
+                continue
+            missing = waiting[name] - self._count_messages(name) - self._store.count_queued_among(name, held)
+            if missing >= reported:
                 taken = self._store.lease_lost_tasks(dead.holding, within=_EVER)
                 logger.warning("worker %s took %d tasks with it: they are sent again", dead.hostname, len(taken))
-                self._publish(taken)
+                self._send_again(taken)
 
-    def resend(self, workers: list[WorkerRow]) -> None:
-        """Look at every queue in which a task has waited for long; one small query when there is none."""
-        waiting = self._store.list_waiting_queues()
-        if self._bereaved:
-            young = self._store.list_waiting_queues(within=self._store.policy.resend_after)
-            self._bereaved &= young.keys()
-            waiting |= {queue: young[queue] for queue in self._bereaved}
-        self._suspects = {queue: found for queue, found in self._suspects.items() if queue in waiting}
-        for queue, count in waiting.items():
-            self._look_at(queue, count, workers)
-
-    def _look_at(self, queue: str, waiting: int, workers: list[WorkerRow]) -> None:
-        before = self._suspects.get(queue)
+    def resend(self, workers: Sequence[WorkerRow], own_id: str) -> None:
+        """Look at every queue in which a task has waited for a while; one small query when there is none."""
+        bereaved = [name for name, queue in self._queues.items() if queue.bereaved]
+        if not bereaved and own_id not in sorted(worker.id for worker in workers)[:_WATCHERS]:
+            self._queues.clear()
+            return
+        patience = self._store.policy.resend_after
+        now = self._store.read_clock()
+        waiting = self._store.list_waiting_queues(within=patience * (1 if bereaved else 1 - _WATCHED_FROM))
+        self._queues = {name: self._queues.get(name) or _Queue() for name in waiting}
+        if not waiting:
+            return
         beats = {worker.id: worker.beat for worker in workers}
-        if before is not None and any(before.beats.get(id_, -1) == beat for id_, beat in beats.items()):
-            return  # somebody may have taken messages that it has not reported yet
-        early = queue in self._bereaved
-        within = self._store.policy.resend_after if early else 0.0
         held = _held_by(workers)
-        missing = self._count_missing(queue, waiting, held)
-        found: frozenset[str] = frozenset()
-        if missing > 0:
-            found = frozenset(self._store.find_lost_candidates(queue, held, min(missing, _BATCH), within=within))
-        self._suspects[queue] = _Suspects(found, beats, early)
-        lost = found & before.attempt_ids if before is not None else frozenset()
-        if lost:
-            again = self._store.lease_lost_tasks(sorted(lost), within=within)
-            logger.warning("the broker lost messages of queue %r: %d tasks are sent again", queue, len(again))
-            self._publish(again)
-        if early and before is not None and before.early:
-            self._bereaved.discard(queue)
+        empty = [name for name in waiting if not self._count_messages(name)]
+        self._mark_given_out(held, now, beats)
+        for name, queue in self._queues.items():
+            if name in empty:
+                queue.add(_ANY_PRIORITY, _Mark(now, now, beats))
+            queue.grow(workers, now, patience=int(patience * MICROSECONDS))
+            if queue.counting:
+                self._resend_passed(name, queue, held, within=patience if queue.bereaved else 0.0)
+                queue.bereaved = False
 
-    def _count_missing(self, queue: str, waiting: int, held: list[str]) -> int:
-        """Tasks of a queue that neither the broker nor a worker has, of those that wait."""
-        return waiting - self._count_messages(queue) - self._store.count_queued_among(queue, held)
+    def _mark_given_out(self, held: set[str], now: int, beats: dict[str, int]) -> None:
+        """What a worker holds has been given out, and so has all that was sent before it."""
+        for found in self._store.find_published(sorted(held - self._seen)):
+            queue = self._queues.get(found.queue)
+            if queue is not None:
+                mark = _Mark(found.queued_at, found.claimed_at or now, beats)
+                queue.add(self._publisher.priority_of(found.dispatch), mark)
+        self._seen = held
 
-    def _count_messages(self, queue: str) -> int:
-        """Messages that wait in the broker; a queue that is gone has none."""
-        with self._app.connection_for_read() as connection:
-            channel = connection.channel()
-            try:
-                return int(channel.queue_declare(queue=queue, passive=True).message_count)
-            except connection.channel_errors:
-                return 0
+    def _resend_passed(self, name: str, queue: _Queue, held: set[str], *, within: float) -> None:
+        again = 0
+        limit = _BATCH + len(held)
+        is_more = True
+        while is_more:
+            found = self._store.find_sent_before(name, queue.last_mark(), limit, within=within)
+            lost = [
+                dispatch.attempt_id
+                for dispatch, sent_at in found
+                if dispatch.attempt_id not in held and queue.is_passed(self._publisher.priority_of(dispatch), sent_at)
+            ]
+            leased = self._store.lease_lost_tasks(lost, within=within) if lost else []
+            again += len(leased)
+            is_more = bool(leased) and self._send_again(leased) and len(found) == limit
+        if again:
+            logger.warning("the broker lost messages of queue %r: %d tasks are sent again", name, again)
+
+    def _send_again(self, leased: list[Dispatch]) -> bool:
+        is_sent = self._publisher.publish(leased)
+        self._store.mark_resent([dispatch.attempt_id for dispatch in leased])
+        return is_sent
+
+    def _count_messages(self, name: str) -> int:
+        with self._broker.link() as link:
+            if link is not self._link:  # the broker was away: what workers had taken is ahead of the queue again
+                for queue in self._queues.values():
+                    queue.forget()
+                self._link = link
+            return link.count_messages(name)
 
 
-def _held_by(workers: list[WorkerRow]) -> list[str]:
-    return [attempt_id for worker in workers for attempt_id in worker.holding]
+def _held_by(workers: Iterable[WorkerRow]) -> set[str]:
+    return {attempt_id for worker in workers for attempt_id in worker.holding}

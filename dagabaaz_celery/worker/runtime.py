@@ -14,9 +14,10 @@ from dagabaaz_celery.settings import Settings, read_settings
 from dagabaaz_celery.stores.sql.records import Aftermath, Owed
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
+from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker
 from dagabaaz_celery.worker.local_store import make_process_store_url
 from dagabaaz_celery.worker.outcome import OutcomeHandler, ends_process, stop_flag, wait_out
-from dagabaaz_celery.worker.publish import BROKER_ERRORS, Publisher
+from dagabaaz_celery.worker.publish import Publisher
 from dagabaaz_celery.worker.registry import PluginRegistry
 from dagabaaz_celery.worker.secrets import SecretResolver
 
@@ -96,10 +97,16 @@ class Runtime:
         )
 
     @_built_once
+    def broker(self) -> Broker:
+        """The app's broker, for bounded calls."""
+        return Broker(self.app)
+
+    @_built_once
     def publisher(self) -> Publisher:
         """Sends tasks to the broker."""
         return Publisher(
             self.app,
+            self.broker,
             self.store,
             self.registry,
             max_input_bytes=self.settings.max_input_bytes,
@@ -116,9 +123,10 @@ class Runtime:
         self.publisher  # noqa: B018  # with it, all others
 
     def close(self) -> None:
-        """Close the store's connections, if it was ever used."""
-        if "store" in self.__dict__:
-            self.store.close()
+        """Close the connections to store and broker, where they were ever used."""
+        for part in ("broker", "store"):
+            if part in self.__dict__:
+                self.__dict__[part].close()
 
     @property
     def is_worker(self) -> bool:
@@ -180,7 +188,8 @@ class Runtime:
         if not attempt_ids or self.app.conf.task_always_eager:
             return
         try:
-            self.app.control.revoke(attempt_ids)
+            with self.broker.link() as link:
+                link.revoke(self.app, attempt_ids)
         except BROKER_ERRORS as error:
             logger.info("could not revoke %d attempts (%s): their outcomes will be refused", len(attempt_ids), error)
 

@@ -19,9 +19,10 @@ from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import Owed, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
 from dagabaaz_celery.stores.sql.tables import new_id
+from dagabaaz_celery.worker.broker import BROKER_ERRORS
 from dagabaaz_celery.worker.liveness import Heart, Watch, held_attempt_ids, log_failure
 from dagabaaz_celery.worker.outcome import stop_flag, wait_out
-from dagabaaz_celery.worker.publish import BROKER_ERRORS
+from dagabaaz_celery.worker.redis_mend import mend_redis_transport
 from dagabaaz_celery.worker.resend import LostMessages
 from dagabaaz_celery.worker.runtime import Runtime, SweepQueue
 
@@ -61,7 +62,7 @@ class Sweeper:
             interval=settings.sweep_interval,
         )
         self._watch = Watch(self._heart, dead_after=settings.dead_after)
-        self._lost_messages = LostMessages(runtime.app, runtime.store, runtime.publisher.publish)
+        self._lost_messages = LostMessages(runtime.broker, runtime.store, runtime.publisher)
         self._callbacks = _CallbackThread(runtime, self._queue.callbacks)
         self._missing: dict[str, str | None] = {}
         self._orphans: dict[str, str | None] = {}
@@ -92,7 +93,7 @@ class Sweeper:
         except Exception:
             logger.exception("the worker could not withdraw: others take it for dead after a while")
         self._runtime.sweep_queue = None
-        self._runtime.store.close()
+        self._runtime.close()
 
     def sweep(self) -> None:
         """One round; each part does what it can, whatever became of the others, unless the database is away."""
@@ -184,7 +185,7 @@ class Sweeper:
         for worker in dead:
             self._bury(worker, living)
         self._rescue_orphans()
-        self._mind_broker(lambda: self._lost_messages.resend(living))
+        self._mind_broker(lambda: self._lost_messages.resend(living, self._worker_id))
 
     def _bury(self, worker: WorkerRow, living: list[WorkerRow]) -> None:
         """Give to others what a dead worker ran and had taken.
@@ -284,6 +285,7 @@ def build_sweep_step(runtime: Runtime, prepare: Callable[[], None]) -> type[boot
         def __init__(self, parent: Any, **kwargs: Any) -> None:
             super().__init__(parent, **kwargs)
             prepare()
+            mend_redis_transport(runtime.app)
             runtime.prepare_worker()
             runtime.worker_id = worker_id = new_id()
             self._sweeper = Sweeper(

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from dagabaaz_celery.constants import FanMode
-from dagabaaz_celery.stores.sql.records import TaskError
+from dagabaaz_celery.stores.sql.records import Dispatch, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
@@ -73,8 +73,18 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         lambda store: store.lease_owed(500),
         lambda store: store.list_workers(),
         lambda store: store.count_queued_among("work", [new_id() for _ in range(100)]),
+        lambda store: store.find_published([new_id() for _ in range(100)]),
     ],
-    ids=["next due", "stalled", "running here", "orphans", "owed", "workers", "queued among held"],
+    ids=[
+        "next due",
+        "stalled",
+        "running here",
+        "orphans",
+        "owed",
+        "workers",
+        "queued among held",
+        "published of those",
+    ],
 )
 def test_a_sweep_reads_no_task_that_it_does_not_ask_for(place: Place, ask: Callable[[SqlStore], object]):
     assert place.read(lambda: ask(place.store)) < ONE
@@ -114,13 +124,14 @@ def test_delayed_tasks_that_are_due_are_found_among_many_that_are_not(place: Pla
 
 
 def test_looking_for_lost_messages_reads_what_is_queued_and_nothing_else(place: Place):
-    """A queue's books name everything that waits in it: this grows with the backlog, not with the store."""
+    """Everything that waits in a queue is looked at: this grows with the backlog, not with the store."""
     store, backlog = place.store, place.crowd.tenth
-    lost: list[str] = []
+    lost: list[tuple[Dispatch, int]] = []
 
     assert place.read(store.list_waiting_queues) < 4 * backlog
-    assert place.read(lambda: lost.extend(store.find_lost_candidates("work", [new_id()], 1000))) < 6 * backlog
-    assert place.read(lambda: store.lease_lost_tasks(lost)) < 2 * BATCH
+    assert place.read(lambda: lost.extend(store.find_sent_before("work", 2**60, 1000))) < 6 * backlog
+    assert place.read(lambda: store.lease_lost_tasks([dispatch.attempt_id for dispatch, _ in lost])) < 2 * BATCH
+    assert place.read(lambda: store.mark_resent([dispatch.attempt_id for dispatch, _ in lost])) < 2 * BATCH
     assert len(lost) == 1000
 
 

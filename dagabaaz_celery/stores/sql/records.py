@@ -64,6 +64,16 @@ class Dispatch:
 
 
 @dataclass(frozen=True, slots=True)
+class Published:
+    """An attempt that was sent to a queue, and when; microseconds by the database's clock."""
+
+    dispatch: Dispatch
+    queue: str
+    queued_at: int
+    claimed_at: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Attempt:
     """The attempt at a task that an outcome speaks of; ``token`` None for a task that cannot be fenced."""
 

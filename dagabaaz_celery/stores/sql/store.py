@@ -36,6 +36,7 @@ from dagabaaz_celery.stores.sql.records import (
     NodeRow,
     Owed,
     OwedKind,
+    Published,
     ResultShape,
     RunRow,
     TaskError,
@@ -674,11 +675,25 @@ class SqlStore:
         with self.read() as connection:
             return self.rows.tasks.count_queued_among(connection, queue, attempt_ids)
 
-    def find_lost_candidates(self, queue: str, held: Sequence[str], limit: int, *, within: float = 0.0) -> list[str]:
-        """Attempts that wait longest in a queue and whose lease ends ``within`` seconds, those in ``held`` left out."""
+    def read_clock(self) -> int:
+        """The database's time, in microseconds."""
+        with self.read() as connection:
+            return self.rows.tasks.read_clock(connection)
+
+    def find_published(self, attempt_ids: Sequence[str]) -> list[Published]:
+        """Those of these attempts that were published to a known queue, whatever became of them since."""
+        with self.read() as connection:
+            return self.rows.tasks.find_published(connection, attempt_ids)
+
+    def find_sent_before(
+        self, queue: str, before: int, limit: int, *, within: float = 0.0
+    ) -> list[tuple[Dispatch, int]]:
+        """Attempts that wait in a queue, last sent before a time, whose lease ends ``within`` seconds; with when."""
         micros = int(within * MICROSECONDS)
         with self.read() as connection:
-            return self.rows.tasks.find_lost_candidates(connection, queue, held, limit, within=micros)
+            return self.rows.tasks.find_sent_before(
+                connection, queue, before, lease=self._resend_after, limit=limit, within=micros
+            )
 
     def lease_lost_tasks(self, attempt_ids: Sequence[str], *, within: float = 0.0) -> list[Dispatch]:
         """Take attempts whose messages are lost and whose lease ends ``within`` seconds, to send them again."""
@@ -686,6 +701,10 @@ class SqlStore:
         return self.transact(
             lambda connection: self.rows.tasks.lease_lost(connection, attempt_ids, self._resend_after, within=micros)
         )
+
+    def mark_resent(self, attempt_ids: Sequence[str]) -> None:
+        """Record that these lost attempts were sent again by now: the order of sending tells what is lost next."""
+        self.transact(lambda connection: self.rows.tasks.mark_resent(connection, attempt_ids, self._resend_after))
 
     def release(self, attempt_ids: Sequence[str]) -> None:
         """These could not be published: whoever sweeps next may."""

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     Connection,
     Row,
@@ -30,7 +31,7 @@ from sqlalchemy import (
 
 from dagabaaz_celery.constants import RunStatus, TaskStatus
 from dagabaaz_celery.stores.sql.engine import now, read_by_index
-from dagabaaz_celery.stores.sql.records import Attempt, Dispatch, TaskError
+from dagabaaz_celery.stores.sql.records import Attempt, Dispatch, Published, TaskError
 from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES, Id, Tables
 
 _UNCLAIMED = (TaskStatus.PENDING, TaskStatus.QUEUED)
@@ -295,6 +296,7 @@ class TaskRows:
                 lease_until=now() + bindparam("b_lease"),
             )
         )
+        self._clock = select(now())
         self._build_resending(may_publish)
         self._running_on = (
             select(*self._attempt_columns, run.c.definition_hash)
@@ -319,7 +321,6 @@ class TaskRows:
         """While a task is queued its lease says when it may be sent again, should its message turn out to be lost."""
         task = self._tables.task
         queued = (task.c.status == TaskStatus.QUEUED, task.c.queue.is_not(None))
-        in_queue = (*queued, task.c.queue == bindparam("b_queue"))
         among = (
             task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),
             found_otherwise(task.c.status) == TaskStatus.QUEUED,
@@ -332,19 +333,25 @@ class TaskRows:
             .having(func.min(task.c.lease_until) < lease_ends)
         )
         self._queued_among = select(func.count()).select_from(task).where(*among, task.c.queue == bindparam("b_queue"))
-        self._candidates = (
-            select(task.c.attempt_id)
+        dispatch = (task.c.attempt_id, task.c.id, task.c.run_id, task.c.node_index, task.c.retries)
+        self._published = select(*dispatch, task.c.queue, task.c.queued_at, task.c.claimed_at).where(
+            task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)), task.c.queue.is_not(None)
+        )
+        sent_at = task.c.lease_until - bindparam("b_lease", type_=BigInteger()) * (task.c.resends + 1)
+        self._sent_before = (
+            select(*dispatch, sent_at.label("sent_at"))
             .where(
-                *in_queue,
+                *queued,
+                task.c.queue == bindparam("b_queue"),
                 task.c.lease_until < lease_ends,
-                task.c.attempt_id.not_in(bindparam("b_attempts", expanding=True)),
+                sent_at < bindparam("b_before"),
                 may_publish,
             )
-            .order_by(task.c.queued_at, task.c.id)
+            .order_by(sent_at, task.c.id)
             .limit(bindparam("b_limit"))
         )
         self._lost = (
-            select(task.c.attempt_id, task.c.id, task.c.run_id, task.c.node_index, task.c.retries)
+            select(*dispatch)
             .where(
                 *among,
                 task.c.queue.is_not(None),
@@ -358,6 +365,9 @@ class TaskRows:
             update(task)
             .where(task.c.id.in_(bindparam("b_ids", expanding=True)))
             .values(lease_until=now() + bindparam("b_lease") * (task.c.resends + 2), resends=task.c.resends + 1)
+        )
+        self._mark_resent = (
+            update(task).where(*among).values(lease_until=now() + bindparam("b_lease") * (task.c.resends + 1))
         )
 
     # -- making tasks
@@ -540,15 +550,33 @@ class TaskRows:
             for chunk in _chunks(attempt_ids)
         )
 
-    def find_lost_candidates(
-        self, connection: Connection, queue: str, held: Sequence[str], limit: int, *, within: int = 0
-    ) -> list[str]:
-        """Attempts that wait in a queue and whose lease ends ``within`` microseconds, longest first.
+    def read_clock(self, connection: Connection) -> int:
+        """The database's time."""
+        time: int = connection.execute(self._clock).scalar_one()
+        return time
 
-        Those in ``held`` are left out.
+    def find_published(self, connection: Connection, attempt_ids: Sequence[str]) -> list[Published]:
+        """Those of these attempts that were published to a known queue, whatever became of them since."""
+        found: list[Published] = []
+        for chunk in _chunks(attempt_ids):
+            rows = connection.execute(self._published, {"b_attempts": chunk}).all()
+            dispatches = self._to_dispatches(connection, rows)
+            found += [
+                Published(dispatch, row.queue, row.queued_at, row.claimed_at)
+                for dispatch, row in zip(dispatches, rows, strict=True)
+            ]
+        return found
+
+    def find_sent_before(
+        self, connection: Connection, queue: str, before: int, *, lease: int, limit: int, within: int = 0
+    ) -> list[tuple[Dispatch, int]]:
+        """Attempts that wait in a queue and were last sent before a time, with when; oldest first.
+
+        Their lease ends ``within`` microseconds. When an attempt was last sent follows from it: it began then.
         """
-        key = {"b_queue": queue, "b_attempts": list(held), "b_limit": limit, "b_within": within}
-        return list(connection.execute(self._candidates, key).scalars())
+        key = {"b_queue": queue, "b_before": before, "b_lease": lease, "b_limit": limit, "b_within": within}
+        rows = connection.execute(self._sent_before, key).all()
+        return list(zip(self._to_dispatches(connection, rows), (row.sent_at for row in rows), strict=True))
 
     def lease_lost(
         self, connection: Connection, attempt_ids: Sequence[str], lease: int, *, within: int = 0
@@ -564,6 +592,11 @@ class TaskRows:
                 connection.execute(self._resend, {"b_ids": [row.id for row in rows], "b_lease": lease})
             lost += rows
         return self._to_dispatches(connection, lost)
+
+    def mark_resent(self, connection: Connection, attempt_ids: Sequence[str], lease: int) -> None:
+        """Record that these attempts were sent again by now."""
+        for chunk in _chunks(attempt_ids):
+            connection.execute(self._mark_resent, {"b_attempts": chunk, "b_lease": lease})
 
     def _to_dispatches(self, connection: Connection, due: Sequence[Any]) -> list[Dispatch]:
         facts: dict[str, tuple[str, dict[str, Any]]] = {}

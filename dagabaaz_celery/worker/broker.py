@@ -1,0 +1,262 @@
+"""The app's broker as our own threads use it: every call bounded in time, over connections of our own.
+
+What the app set for its connections is kept. Added is only what bounds a wait where nothing did: a socket that hangs
+is given up, and RabbitMQ has to confirm what it took. Neither touches the app's other connections.
+"""
+
+import contextlib
+import logging
+import os
+import selectors
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import amqp
+from celery import Celery
+from kombu.exceptions import KombuError, OperationalError
+from kombu.messaging import Producer
+
+from dagabaaz_celery.stores.sql.engine import call_while_alive
+from dagabaaz_celery.worker.forks import fork_gate
+
+logger = logging.getLogger(__name__)
+
+#: What a broker that is away raises, whatever its kind.
+BROKER_ERRORS = (OperationalError, KombuError, OSError)
+
+#: Seconds without a word from the broker after which it is taken to be away.
+_PATIENCE = 5.0
+#: Connections kept open between two uses.
+_MAX_IDLE = 10
+#: In place of broker_pool_limit where that is 0 or None.
+_UNLIMITED = 2**20
+#: Where the app says nothing, a socket of Redis waits for ever.
+_REDIS_BOUNDS = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
+
+
+class Link:
+    """One open connection, with a producer, for one thread at a time."""
+
+    def __init__(self, connection: Any, *, confirms: bool) -> None:
+        self.connection = connection
+        self._errors = (*connection.connection_errors, *connection.channel_errors)
+        with self.library_errors():
+            # Each of the app's alternative servers once: who sweeps next tries again.
+            tries = max(len(connection.alt or ()), 1)
+            connection.ensure_connection(max_retries=tries - 1, interval_start=0, interval_step=0, timeout=_PATIENCE)
+            self._bound_socket()
+            self.producer: Any = Producer(connection)  # type: ignore[no-untyped-call]  # as most of kombu
+            channel = self.producer.channel
+            self._confirms = _Confirms(channel) if confirms and isinstance(channel, amqp.Channel) else None
+
+    @contextmanager
+    def library_errors(self) -> Iterator[None]:
+        """Whatever the transport raises of its connection, as kombu's OperationalError."""
+        try:
+            yield
+        except OperationalError:
+            raise
+        except (*BROKER_ERRORS, *self._errors) as error:
+            raise OperationalError(f"{type(error).__name__}: {error}") from error
+
+    def send(self, key: str, publish: Callable[[Any], object]) -> None:
+        """Publish one message; with a broker that confirms, it is not known to be taken before ``confirm``."""
+        publish(self.producer)
+        if self._confirms is not None:
+            self._confirms.expect(key)
+
+    def confirm(self) -> None:
+        """Wait until everything sent is confirmed."""
+        if self._confirms is not None:
+            with self.library_errors():
+                self._confirms.wait()
+
+    def take_unconfirmed(self) -> set[str]:
+        """Keys of what was sent and not confirmed, or came back; asked once, at the end."""
+        return set() if self._confirms is None else self._confirms.take_unconfirmed()
+
+    def is_alive(self) -> bool:
+        """Whether an idle link can be used: RabbitMQ may have ended it, or have sent heartbeats meanwhile."""
+        raw = self.connection.connection
+        if not isinstance(raw, amqp.Connection):
+            return True  # redis-py looks for itself
+        try:
+            with selectors.DefaultSelector() as selector:
+                selector.register(raw.sock, selectors.EVENT_READ)
+                while selector.select(0):
+                    raw.drain_events(timeout=_PATIENCE)
+        except (*BROKER_ERRORS, *self._errors):
+            return False
+        return True
+
+    def count_messages(self, queue: str) -> int:
+        """Messages that wait in a queue; one that is gone has none."""
+        with self.library_errors():
+            channel = self.connection.channel()  # RabbitMQ closes the channel that asked for a queue that is gone
+            try:
+                return int(channel.queue_declare(queue=queue, passive=True).message_count)
+            except self.connection.channel_errors:
+                return 0
+            finally:
+                channel.close()
+
+    def revoke(self, app: Celery, attempt_ids: list[str]) -> None:
+        """Tell every worker to drop these."""
+        channel = self.connection.channel()  # the producer's own counts what is confirmed on it
+        try:
+            app.control.revoke(attempt_ids, connection=self.connection, channel=channel)
+        finally:
+            channel.close()
+
+    def discard(self) -> None:
+        """Drop the connection without a word to a broker that may not answer."""
+        with contextlib.suppress(Exception):
+            if isinstance(self.connection.connection, amqp.Connection):
+                self.connection.collect()
+            else:
+                self.connection.release()
+
+    def close(self) -> None:
+        """Close an idle connection."""
+        with contextlib.suppress(Exception):
+            self.connection.release()
+
+    def _bound_socket(self) -> None:
+        """py-amqp waits for ever where no call says for how long, and retries what its own read_timeout ends."""
+        raw = self.connection.connection
+        if isinstance(raw, amqp.Connection) and raw.sock.gettimeout() is None:
+            raw.sock.settimeout(_PATIENCE)
+
+
+class _Confirms:
+    """What RabbitMQ says of the messages of one channel, awaited for a batch at once.
+
+    The app's own way, ``confirm_publish``, waits for each message: a third of the speed.
+    """
+
+    def __init__(self, channel: amqp.Channel) -> None:
+        self._channel = channel
+        self._last = 0
+        self._open: dict[int, str] = {}
+        self._refused: set[str] = set()
+        channel.confirm_select()
+        channel.events["basic_ack"].add(self._on_ack)
+        channel.events["basic_nack"].add(self._on_nack)
+        channel.events["basic_return"].add(self._on_return)
+
+    def expect(self, key: str) -> None:
+        """A message was published."""
+        self._last += 1
+        self._open[self._last] = key
+
+    def wait(self) -> None:
+        """Until all are confirmed; raises OSError when the broker says nothing for too long."""
+        while self._open:
+            self._channel.connection.drain_events(timeout=_PATIENCE)
+
+    def take_unconfirmed(self) -> set[str]:
+        """Keys that RabbitMQ did not confirm, or refused."""
+        unconfirmed, self._refused = {*self._open.values(), *self._refused}, set()
+        return unconfirmed
+
+    def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
+        for tag in self._tags(delivery_tag, multiple):
+            self._open.pop(tag, None)
+
+    def _on_nack(self, delivery_tag: int, multiple: bool) -> None:
+        for tag in self._tags(delivery_tag, multiple):
+            self._refused.add(self._open.pop(tag))
+
+    def _on_return(self, error: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:
+        """No queue takes it. RabbitMQ confirms it all the same, after this."""
+        logger.warning("no queue takes messages for %r by exchange %r: %s", routing_key, exchange, error)
+        self._refused.add(str(message.properties.get("correlation_id")))
+        self._channel.connection.client.declared_entities.clear()  # the queue was deleted: it is declared anew
+
+    def _tags(self, delivery_tag: int, multiple: bool) -> list[int]:
+        return [tag for tag in self._open if tag <= delivery_tag] if multiple else [delivery_tag]
+
+
+class Broker:
+    """Links to an app's broker, kept and lent.
+
+    After a failure nobody tries again for as long as the failure took: what hangs must not take up every caller.
+    """
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+        self._idle: list[Link] = []
+        self._inherited: list[list[Link]] = []
+        self._slots: threading.BoundedSemaphore | None = None
+        self._rests_until = 0.0
+        os.register_at_fork(after_in_child=call_while_alive(self._leave_links_to_parent))
+
+    @contextmanager
+    def link(self) -> Iterator[Link]:
+        """A link, which after an error is not lent again. Raises OperationalError for a broker that is away."""
+        if time.monotonic() < self._rests_until:
+            raise OperationalError("it did not answer a moment ago")
+        began = time.monotonic()
+        try:
+            with fork_gate.inside(), self._slot():
+                link = self._take()
+                try:
+                    with link.library_errors():
+                        yield link
+                except BaseException:
+                    link.discard()
+                    raise
+                self._put_back(link)
+        except OperationalError:
+            now = time.monotonic()
+            self._rests_until = now + min(now - began, _PATIENCE)
+            raise
+
+    def close(self) -> None:
+        """Close what is open and not lent. More is opened when it is needed."""
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def _slot(self) -> Iterator[None]:
+        """The app's own limit of connections, broker_pool_limit, holds for ours too."""
+        if self._slots is None:
+            self._slots = threading.BoundedSemaphore(self._app.conf.broker_pool_limit or _UNLIMITED)
+        slots = self._slots
+        if not slots.acquire(timeout=_PATIENCE):
+            raise OperationalError(f"no connection became free within {_PATIENCE:.0f} s (broker_pool_limit)")
+        try:
+            yield
+        finally:
+            slots.release()
+
+    def _take(self) -> Link:
+        while self._idle:
+            link = self._idle.pop()
+            if link.is_alive():
+                return link
+            link.discard()
+        return self._open()
+
+    def _put_back(self, link: Link) -> None:
+        if len(self._idle) < _MAX_IDLE:
+            self._idle.append(link)
+        else:
+            link.close()
+
+    def _open(self) -> Link:
+        given = self._app.conf.broker_transport_options
+        connection = self._app.connection_for_write()
+        driver = connection.transport.driver_type
+        if driver == "redis":
+            connection.transport_options = {**_REDIS_BOUNDS, **connection.transport_options}
+        return Link(connection, confirms=driver == "amqp" and not given.get("confirm_publish"))
+
+    def _leave_links_to_parent(self) -> None:
+        """A forked child opens connections of its own. Kept, as closing these would end the parent's."""
+        self._inherited.append(self._idle)
+        self._idle = []
+        self._slots = None

@@ -1,0 +1,178 @@
+"""Which messages are taken for lost: a real store, and a broker whose messages the test takes away, look by look."""
+
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from dagabaaz_celery.app import Dagabaaz
+from dagabaaz_celery.run import Run
+from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.worker import resend
+from dagabaaz_celery.worker.resend import LostMessages
+from tests.integration.celery_support import node, start, statuses, wait_until
+
+#: Seconds until a message may be taken for lost.
+LEASE = 0.1
+
+
+class Watcher:
+    """A worker that looks for lost messages; what is held where, and who has reported, is up to the test."""
+
+    def __init__(self, dag: Dagabaaz) -> None:
+        self.dag = dag
+        self.queue: str = dag.app.conf.task_default_queue
+        self.beats = itertools.count(1)
+        runtime = dag._runtime
+        self._lost = LostMessages(runtime.broker, runtime.store, runtime.publisher)
+        self._names = itertools.count()
+
+    def start(self, **options: Any) -> str:
+        """Start a run of one task; the attempt's id."""
+        run: Run = start(self.dag, node("a", plugin="work"), name=f"run{next(self._names)}", options=options)
+        assert statuses(run) == ["queued"]
+        return run.tasks()[0].attempt_id
+
+    def lose_first(self) -> None:
+        """Take the next message away, as if the broker had lost it or given it to somebody."""
+        with self.dag.app.connection_for_write() as connection:
+            message = connection.default_channel.basic_get(self.queue, no_ack=True)
+            assert message is not None
+
+    def send_foreign(self) -> None:
+        """Put a message of another task behind what is in the queue."""
+        self.dag.app.send_task("foreign", queue=self.queue)
+
+    def look(self, holding: list[str], *silent: list[str]) -> None:
+        """One look, while this worker holds some attempts, and others do that have nothing new to tell."""
+        workers = [self._report("w1", next(self.beats), holding)]
+        workers += [self._report(f"silent{n}", 7, held) for n, held in enumerate(silent)]
+        self._lost.resend(workers, "w1")
+
+    def look_long(self, holding: list[str], *silent: list[str]) -> None:
+        """Look again and again for several leases."""
+        began = time.monotonic()
+        while time.monotonic() < began + 5 * LEASE:
+            self.look(holding, *silent)
+
+    def look_until(self, is_true: Callable[[], Any], holding: list[str], *silent: list[str]) -> None:
+        """Look again and again."""
+
+        def once_more() -> Any:
+            self.look(holding, *silent)
+            return is_true()
+
+        wait_until(once_more, "a look has found it")
+
+    def resent(self) -> set[str]:
+        """Attempts that were sent again, once or often."""
+        return set(self.resends())
+
+    def resends(self) -> dict[str, int]:
+        """How often each was."""
+        task = self.dag._runtime.store.tables.task
+        with self.dag._runtime.store.read() as connection:
+            rows = connection.execute(task.select().where(task.c.resends > 0))
+            return {row.attempt_id: row.resends for row in rows}
+
+    def _report(self, name: str, beat: int, holding: list[str]) -> WorkerRow:
+        return WorkerRow(name, "here", 1, "1", beat, [self.queue], ["work"], holding)
+
+
+@pytest.fixture
+def watcher(new_dag: Callable[..., Dagabaaz], monkeypatch: pytest.MonkeyPatch) -> Watcher:
+    """Leases and patience of a tenth of a second."""
+    monkeypatch.setattr(resend, "_MARGIN", 0)
+    dag = new_dag(dagabaaz_resend_after=LEASE)
+
+    @dag.plugin(name="work")
+    def work() -> None:
+        """Never runs: there is no worker."""
+
+    return Watcher(dag)
+
+
+def test_what_was_passed_by_a_later_message_is_sent_again_also_beside_foreign_ones(watcher: Watcher):
+    lost, given_out, waiting = watcher.start(), watcher.start(), watcher.start()
+    watcher.lose_first()
+    watcher.lose_first()
+    watcher.send_foreign()
+
+    watcher.look_until(watcher.resent, [given_out])
+
+    assert watcher.resent() == {lost}
+    assert waiting not in watcher.resent()
+
+
+def test_a_backlog_is_not_sent_again_however_long_it_waits(watcher: Watcher):
+    attempts = [watcher.start() for _ in range(5)]
+    watcher.lose_first()
+    watcher.lose_first()
+
+    watcher.look_long(attempts[:2])
+
+    assert watcher.resent() == set()
+    # and a look would have found a loss
+    watcher.lose_first()
+    watcher.lose_first()
+    watcher.look_until(lambda: watcher.resent() == {*attempts[:3]}, [attempts[3]])
+
+
+def test_what_a_worker_holds_is_not_sent_again(watcher: Watcher):
+    held, given_out = watcher.start(), watcher.start()
+    watcher.lose_first()
+    watcher.lose_first()
+
+    watcher.look_long([held, given_out])
+
+    assert watcher.resent() == set()
+
+
+def test_a_worker_that_has_not_reported_since_may_hold_what_is_missing(watcher: Watcher):
+    lost = watcher.start()
+    watcher.lose_first()
+
+    watcher.look_long([], [])
+    assert watcher.resent() == set()
+
+    watcher.look_until(watcher.resent, [])
+    assert watcher.resent() == {lost}
+
+
+def test_a_message_of_another_priority_passes_nothing(watcher: Watcher):
+    urgent, patient = watcher.start(priority=9), watcher.start(priority=1)
+    watcher.lose_first()
+    watcher.send_foreign()
+
+    watcher.look_long([urgent])
+    assert watcher.resent() == set()
+
+    later = watcher.start(priority=1)
+    watcher.look_until(watcher.resent, [later])
+    assert watcher.resent() == {patient}
+
+
+def test_everything_is_sent_again_when_the_queue_is_gone(watcher: Watcher, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(resend, "_BATCH", 3)
+    attempts = [watcher.start() for _ in range(8)]
+    watcher.dag.app.control.purge()
+
+    watcher.look_until(watcher.resent, attempts[:1])
+
+    assert watcher.resent() == {*attempts[1:]}
+    with watcher.dag._runtime.broker.link() as link:
+        assert link.count_messages(watcher.queue) == 7
+
+
+def test_what_was_sent_again_waits_behind_the_backlog_without_being_sent_once_more(watcher: Watcher):
+    lost, given_out = watcher.start(), watcher.start()
+    watcher.lose_first()
+    watcher.lose_first()
+    backlog = [watcher.start() for _ in range(3)]
+    watcher.look_until(watcher.resent, [given_out])
+
+    watcher.look_long([given_out, *backlog[:1]])
+
+    assert watcher.resends() == {lost: 1}
