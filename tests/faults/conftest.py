@@ -123,9 +123,16 @@ def store(
     request: pytest.FixtureRequest, tmp_path: Path, private_server: Callable[[type[PrivateServer]], PrivateServer]
 ) -> StoreUnderTest:
     """A store without runs."""
-    kind = STORES[request.param]
+    return make_store(request.param, tmp_path, private_server)
+
+
+def make_store(
+    name: str, directory: Path, private_server: Callable[[type[PrivateServer]], PrivateServer]
+) -> StoreUnderTest:
+    """A place for runs, on a server or in a directory, without tables so far."""
+    kind = STORES[name]
     if kind is None:
-        return StoreUnderTest(f"sqlite:///{tmp_path / 'runs.sqlite3'}", "dagabaaz_", None)
+        return StoreUnderTest(f"sqlite:///{directory / 'runs.sqlite3'}", "dagabaaz_", None)
     server = private_server(kind)
     return StoreUnderTest(server.url, f"t{uuid.uuid4().hex[:8]}_", server)
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
     not_,
     or_,
     select,
+    union_all,
     update,
 )
 
@@ -74,10 +75,12 @@ class TaskRows:
             task.c.id.in_(bindparam("b_ids", expanding=True)),
             found_otherwise(task.c.status).in_(OPEN_TASK_STATUSES),
         )
-        self._some_open = tuple(
+        some_open = [
             _by_open_index(select(task.c.id).where(by_run, task.c.status == status), task).limit(bindparam("b_limit"))
             for status in OPEN_TASK_STATUSES
-        )
+        ]
+        # One statement sees one moment. Of three, a task that goes back from running to pending would escape them all.
+        self._some_open = union_all(*(select(part.subquery().c.id) for part in some_open)).limit(bindparam("b_limit"))
         self._lock_open = (
             select(task.c.id, task.c.attempt_id, task.c.status).where(*among_open).order_by(task.c.id).with_for_update()
         )
@@ -657,15 +660,12 @@ class TaskRows:
 
     def lock_open(self, connection: Connection, run_id: str, limit: int) -> list[tuple[str, str, str]]:
         """Lock up to so many open tasks, in id order: (task id, attempt id, status); none when there is none."""
-        for statement in self._some_open:
-            while found := connection.execute(statement, {"b_run": run_id, "b_limit": limit}).scalars().all():
-                rows = [
-                    row
-                    for chunk in _chunks(sorted(found))
-                    for row in connection.execute(self._lock_open, {"b_ids": chunk})
-                ]
-                if rows:  # else they all ended meanwhile
-                    return [(task_id, attempt_id, status) for task_id, attempt_id, status in rows]
+        while found := connection.execute(self._some_open, {"b_run": run_id, "b_limit": limit}).scalars().all():
+            rows = [
+                row for chunk in _chunks(sorted(found)) for row in connection.execute(self._lock_open, {"b_ids": chunk})
+            ]
+            if rows:  # else they all ended meanwhile
+                return [(task_id, attempt_id, status) for task_id, attempt_id, status in rows]
         return []
 
     def cancel(self, connection: Connection, task_ids: Sequence[str], error: str) -> int:

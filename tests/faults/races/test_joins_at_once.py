@@ -15,8 +15,8 @@ from dagabaaz_celery.constants import FanMode
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.store import SqlStore, Started, Work
 from tests.faults.conftest import StoreUnderTest
-from tests.faults.pins import PATIENCE, Background, LateCommit, Waiters, run_locked
-from tests.faults.racers import Call, Crew, claim, complete, open_dag, store_of
+from tests.faults.races.pins import PATIENCE, Background, LateCommit, Waiters, run_locked
+from tests.faults.races.racers import Call, Crew, claim, complete, open_dag, store_of
 from tests.integration.sql_stores import attempts_of, node, records, start
 from tests.integration.sql_stores import claim as claim_one
 from tests.processes import wait_until
@@ -24,27 +24,6 @@ from tests.processes import wait_until
 pytestmark = [pytest.mark.fault(10), pytest.mark.timeout(1800)]
 
 SEED = 20261122
-
-
-@pytest.fixture(scope="module")
-def crew() -> Iterator[Crew]:
-    """Processes that complete what they are given: one alone would take turns on SQLite."""
-    with Crew(processes=3) as opened:
-        yield opened
-
-
-@pytest.fixture
-def dag(store: StoreUnderTest) -> Iterator[Dagabaaz]:
-    """The test's own side of the store that races are run on."""
-    with closing(open_dag(store.url, store.prefix)) as opened:
-        yield opened
-
-
-@pytest.fixture
-def other(store: StoreUnderTest) -> Iterator[Dagabaaz]:
-    """A second store object, as another process has one."""
-    with closing(open_dag(store.url, store.prefix)) as opened:
-        yield opened
 
 
 def start_parent_nodes(store: SqlStore, count: int) -> tuple[Started, list[str]]:
@@ -67,9 +46,9 @@ def start_wide_node(store: SqlStore, count: int) -> tuple[Started, list[str]]:
 
 
 @pytest.mark.parametrize("begin", [start_parent_nodes, start_wide_node], ids=["parent nodes", "tasks of one node"])
-@pytest.mark.parametrize(("count", "short"), [(2, 60), (50, 5)], ids=["the last 2", "the last 50"])
+@pytest.mark.parametrize(("count", "short"), [(2, 20), (50, 3)], ids=["the last 2", "the last 50"])
 def test_the_last_complete_at_the_same_instant(
-    dag: Dagabaaz,
+    here: Dagabaaz,
     store: StoreUnderTest,
     crew: Crew,
     begin: Callable[[SqlStore, int], tuple[Started, list[str]]],
@@ -79,11 +58,11 @@ def test_the_last_complete_at_the_same_instant(
     record: Callable[[str, float, str], None],
 ) -> None:
     chance = random.Random(SEED)
-    here = store_of(dag)
+    ours = store_of(here)
     turns = scale(short, 1000)
     for turn in range(turns):
         # Given a join whose last parents are all in their bodies
-        started, attempts = begin(here, count)
+        started, attempts = begin(ours, count)
         works = [seen.work for seen in crew.race(store.url, store.prefix, [Call(claim, each) for each in attempts])]
         # When all of them complete at the same instant, or within a millisecond
         spread = 0.001 * (turn % 2)
@@ -93,79 +72,79 @@ def test_the_last_complete_at_the_same_instant(
         assert all(each.won for each in seen)
         launched = [attempt_id for each in seen for attempt_id in each.launched]
         assert len(launched) == 1
-        finish(here, launched[0])
-        assert find_violations(here, [started.run.id], at_rest=True) == []
+        finish(ours, launched[0])
+        assert find_violations(ours, [started.run.id], at_rest=True) == []
     record(f"joins of the last {count} at once", turns, "joins")
 
 
 @pytest.mark.parametrize("begin", [start_parent_nodes, start_wide_node], ids=["parent nodes", "tasks of one node"])
 def test_the_last_two_meet_at_a_slow_commit(
-    dag: Dagabaaz, other: Dagabaaz, begin: Callable[[SqlStore, int], tuple[Started, list[str]]]
+    here: Dagabaaz, there: Dagabaaz, begin: Callable[[SqlStore, int], tuple[Started, list[str]]]
 ) -> None:
-    here, there = store_of(dag), store_of(other)
+    ours, theirs = store_of(here), store_of(there)
     # Given that one of the last two has done everything and is held at its commit
-    started, attempts = begin(here, 2)
-    first_work, second_work = (claim_one(here, attempt_id) for attempt_id in attempts)
-    with LateCommit(here) as late, Waiters(there) as waiters:
-        first = Background(lambda: here.complete(first_work, records(1), "one"))
+    started, attempts = begin(ours, 2)
+    first_work, second_work = (claim_one(ours, attempt_id) for attempt_id in attempts)
+    with LateCommit(ours) as late, Waiters(theirs) as waiters:
+        first = Background(lambda: ours.complete(first_work, records(1), "one"))
         late.wait_until_held()
         # When the other one completes meanwhile, and waits for it
-        second = Background(lambda: there.complete(second_work, records(1), "one"))
+        second = Background(lambda: theirs.complete(second_work, records(1), "one"))
         wait_until(lambda: waiters.count() == 1, "the second waits for the first")
         late.release()
         # Then it sees what the first has done, and launches the join
         assert attempts_of(first.result()) == []
         launched = attempts_of(second.result())
     assert len(launched) == 1
-    finish(here, launched[0])
-    assert find_violations(here, [started.run.id], at_rest=True) == []
+    finish(ours, launched[0])
+    assert find_violations(ours, [started.run.id], at_rest=True) == []
 
 
-def test_parents_that_have_all_counted_wait_for_the_run(dag: Dagabaaz, other: Dagabaaz, store: StoreUnderTest) -> None:
-    here, there = store_of(dag), store_of(other)
+def test_parents_that_have_all_counted_wait_for_the_run(here: Dagabaaz, there: Dagabaaz, store: StoreUnderTest) -> None:
+    ours, theirs = store_of(here), store_of(there)
     # Given that the last two have each closed their own node, unseen by the other, before either has the run's lock
-    started, attempts = start_parent_nodes(here, 2)
-    first_work, second_work = (claim_one(here, attempt_id) for attempt_id in attempts)
-    with closing(open_dag(store.url, store.prefix)) as holder, Waiters(here, there) as waiters:
+    started, attempts = start_parent_nodes(ours, 2)
+    first_work, second_work = (claim_one(ours, attempt_id) for attempt_id in attempts)
+    with closing(open_dag(store.url, store.prefix)) as holder, Waiters(ours, theirs) as waiters:
         with run_locked(store_of(holder), started.run.id):
             both = [
-                Background(lambda: here.complete(first_work, records(1), "one")),
-                Background(lambda: there.complete(second_work, records(1), "one")),
+                Background(lambda: ours.complete(first_work, records(1), "one")),
+                Background(lambda: theirs.complete(second_work, records(1), "one")),
             ]
             wait_until(lambda: waiters.count() == 2, "both wait for the run")
         # When the lock comes free, then the one who gets it last launches the join
         launched = [attempt_id for each in both for attempt_id in attempts_of(each.result())]
     assert len(launched) == 1
-    finish(here, launched[0])
-    assert find_violations(here, [started.run.id], at_rest=True) == []
+    finish(ours, launched[0])
+    assert find_violations(ours, [started.run.id], at_rest=True) == []
 
 
 @pytest.mark.parametrize("store", ["postgresql", "mariadb"], indirect=True)
 def test_whoever_loses_a_deadlock_completes_all_the_same(
-    dag: Dagabaaz, other: Dagabaaz, caplog: pytest.LogCaptureFixture
+    here: Dagabaaz, there: Dagabaaz, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="dagabaaz_celery.stores.sql.engine")
     # Given two completions, each of which holds its own node's row and asks for the other's: a deadlock
-    here, there = store_of(dag), store_of(other)
-    started, attempts = start_parent_nodes(here, 2)
-    first_work, second_work = (claim_one(here, attempt_id) for attempt_id in attempts)
+    ours, theirs = store_of(here), store_of(there)
+    started, attempts = start_parent_nodes(ours, 2)
+    first_work, second_work = (claim_one(ours, attempt_id) for attempt_id in attempts)
     crossing = threading.Barrier(2)
     with (
-        locking_node_once(here, second_work, crossing) as first_tries,
-        locking_node_once(there, first_work, crossing) as second_tries,
+        locking_node_once(ours, second_work, crossing) as first_tries,
+        locking_node_once(theirs, first_work, crossing) as second_tries,
     ):
         # When the server ends it by sending one of them back
         both = [
-            Background(lambda: here.complete(first_work, records(1), "one")),
-            Background(lambda: there.complete(second_work, records(1), "one")),
+            Background(lambda: ours.complete(first_work, records(1), "one")),
+            Background(lambda: theirs.complete(second_work, records(1), "one")),
         ]
         launched = [attempt_id for each in both for attempt_id in attempts_of(each.result())]
     # Then that one does all of it again, and the join launches once
     assert sorted([len(first_tries), len(second_tries)]) == [1, 2]
     assert caplog.text.count("lost a conflict") == 1
     assert len(launched) == 1
-    finish(here, launched[0])
-    assert find_violations(here, [started.run.id], at_rest=True) == []
+    finish(ours, launched[0])
+    assert find_violations(ours, [started.run.id], at_rest=True) == []
 
 
 @contextmanager
