@@ -21,7 +21,6 @@ from dagabaaz_celery.run import Run
 from dagabaaz_celery.stores.sql.engine import now
 from dagabaaz_celery.stores.sql.store import SqlStore
 from tests.faults.app_under_test import CONF_VARIABLE, JOURNAL_VARIABLE, POINTS_VARIABLE, Journal
-from tests.faults.catalogue import IS_FULL
 from tests.faults.injection import FaultPoints
 from tests.faults.nodes import ROOT
 from tests.processes import ProcessTree, wait_until
@@ -32,13 +31,12 @@ PATIENCE = 90.0
 
 _MARKS = ["mark_queued begins", "mark_queued commits", "mark_queued committed"]
 #: Before the commit of a start there is no run.
-NOTHING_STARTED = ["start begins", "start commits"] if IS_FULL else ["start commits"]
-STARTED = ["start committed", "publish", "published", *_MARKS] if IS_FULL else ["start committed", "published"]
-SWEPT = ["lease_due_tasks committed", "publish", "published", "mark_queued begins"] if IS_FULL else ["published"]
+NOTHING_STARTED = ["start begins", "start commits"]
+STARTED = ["start committed", "publish", "published", *_MARKS]
+SWEPT = ["published", "lease_due_tasks committed", "publish", "mark_queued begins"]
 #: Each with how many processes pass there first, so that some messages of a batch are out.
-COMPLETED = [("complete committed", 0), ("publish", 3), ("mark_queued begins", 0)]
-if IS_FULL:
-    COMPLETED += [("publish", 0), ("published", 0), ("published", 3), *((mark, 0) for mark in _MARKS[1:])]
+COMPLETED = [("complete committed", 0), ("mark_queued begins", 0), ("publish", 0), ("publish", 3)]
+COMPLETED += [("published", 0), ("published", 3), *((mark, 0) for mark in _MARKS[1:])]
 CANCELLED = ["cancel committed", "cancel_rest begins", "cancel_rest commits", "cancel_rest committed"]
 
 
@@ -84,14 +82,15 @@ def test_a_process_that_starts_runs_dies_at_it(
     points: FaultPoints,
     celery_worker: CeleryTestWorker,
     run_client: Callable[..., int],
+    scale: Callable[[int, int], int],
 ) -> None:
-    for point in NOTHING_STARTED:
+    for point in NOTHING_STARTED[: scale(0, 2)]:
         # Given a client that is killed before the commit of its start
         points.arm(point, "kill")
         assert run_client("start", "none", str(COUNT)) == -9
         # Then there is no run, nor half of one
         assert list(dag.runs()) == [], point
-    for point in STARTED:
+    for point in STARTED[: scale(1, 6)]:
         # Given a client that is killed after that commit
         key = uuid.uuid4().hex
         points.arm(point, "kill")
@@ -132,9 +131,13 @@ def open_tasks(run: Run) -> list[str]:
 @pytest.mark.fault(4)
 @pytest.mark.timeout(600)
 def test_a_pool_child_dies_with_what_its_commit_owes(
-    dag: Dagabaaz, journal: Journal, points: FaultPoints, celery_worker: CeleryTestWorker
+    dag: Dagabaaz,
+    journal: Journal,
+    points: FaultPoints,
+    celery_worker: CeleryTestWorker,
+    scale: Callable[[int, int], int],
 ) -> None:
-    for point, skip in COMPLETED:
+    for point, skip in COMPLETED[: scale(2, 8)]:
         points.arm(point, "kill", skip=skip)
         run = dag.start("pairs", {"count": COUNT})
         check_done_once(run, journal)
@@ -151,30 +154,27 @@ def test_a_sweep_dies_at_what_it_publishes(
     opened: SqlStore,
     start_worker: Callable[..., CeleryTestWorker],
     run_client: Callable[..., int],
+    scale: Callable[[int, int], int],
 ) -> None:
-    # Two workers: one that only sweeps, and one that consumes
-    sweeping = start_worker("-c", "1", "-Q", f"{conf['task_default_queue']}-idle").container
-    sweeping.ready()
-    sweeping.kill()
-    consuming = start_worker().container
-    consuming.ready()
-    consuming.stop()
-    for point in SWEPT:
+    consuming = None
+    for point in SWEPT[: scale(1, 4)]:
+        if consuming is not None:
+            consuming.stop()
         # Given a run that was committed and not published, by a client that is dead for long enough
         points.arm("start committed", "kill")
         key = uuid.uuid4().hex
         assert run_client("start", key, str(COUNT)) == -9
         wait_until(lambda: count_due(opened), "what the client owes is due", PATIENCE)
-        # When a sweep takes it over and dies, too
+        # When a worker that consumes another queue sweeps, and dies at it, too
         points.arm(point, "kill")
-        sweeping.start()
-        wait_until(lambda: sweeping.status == "exited", "the sweeping worker is dead", PATIENCE)
+        sweeping = start_worker("-c", "1", "-Q", f"{conf['task_default_queue']}-idle").container
+        wait_until(lambda sweeping=sweeping: sweeping.status == "exited", "the sweeping worker is dead", PATIENCE)
         assert points.left(point) == 0
         # Then the run completes once there is a worker
-        consuming.start()
+        consuming = start_worker().container
+        consuming.ready()
         run = dag.start("pairs", {"count": COUNT}, key=key)
         check_done_once(run, journal)
-        consuming.stop()
 
 
 def count_due(store: SqlStore) -> int:

@@ -81,7 +81,7 @@ def test_a_fan_in_completes_while_workers_are_killed(
     armed = kill_the_launchers(points) if width > LAUNCH_BATCH else []
     run = dag.start(WIDE, {"count": width})
     seed = random.randrange(2**32)
-    killer = Killer(opened, journal, workers, seed, most=width // 20, bodies=(5, 45), share_of_mains=1 / 20)
+    killer = Killer(opened, journal, workers, seed, most=500, bodies=(5, scale(45, 95)), share_of_mains=1 / 20)
     killer.hunt(run, TIMEOUT)
     # Then it completes, each attempt had one body at most, and only what a killed process held was lost
     assert run.status == "completed", f"seed {seed}: {run.error}"
