@@ -94,10 +94,10 @@ class Settings:
             value = getattr(self, name)
             if not will_do(value):
                 raise ConfigurationError(f"{_PREFIX}{name} is {value!r}: it must be {what}.")
-        if self.dead_after < 2 * self.sweep_interval:
+        if self.dead_after < 3 * self.sweep_interval:
             raise ConfigurationError(
-                f"dagabaaz_dead_after is {self.dead_after} s, less than two sweeps of {self.sweep_interval} s "
-                "(dagabaaz_sweep_interval): live workers would be taken for dead. Make it at least twice as long."
+                f"dagabaaz_dead_after is {self.dead_after} s, less than three sweeps of {self.sweep_interval} s "
+                "(dagabaaz_sweep_interval): live workers would be taken for dead. Make it at least three times as long."
             )
 
 

@@ -33,6 +33,15 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _GAP_INTERVALS = 3
 
 
+def longest_gap(interval: float, dead_after: float) -> float:
+    """Seconds between two heartbeats of an observer's own beyond which its watch begins anew.
+
+    A database that froze for so long, and an interval more, must not make another worker seem dead, whose heartbeats
+    it kept waiting as well. ``dead_after`` is three intervals at least.
+    """
+    return min(_GAP_INTERVALS * interval, dead_after / 2)
+
+
 def log_failure(what: str, then: str, error: Exception) -> None:
     """Say what failed, why, and what follows: in a line for a database that is away, in full for anything else."""
     if is_outage(error):
@@ -92,6 +101,7 @@ class Heart:
         get_queues: Callable[[], list[str]],
         get_consumer: Callable[[], Any] = lambda: None,
         interval: float,
+        dead_after: float,
     ) -> None:
         self._app = app
         self._store = store
@@ -101,6 +111,7 @@ class Heart:
         self._get_consumer = get_consumer
         self._interval = interval
         self._deliveries = Deliveries(app)
+        self._longest_gap = longest_gap(interval, dead_after)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dagabaaz-heartbeat", daemon=True)
         self._last_beat = time.monotonic()
@@ -134,14 +145,14 @@ class Heart:
             logger.warning("others took this worker for dead and gave its tasks away; it announces itself again")
             self.announce()
         now = time.monotonic()
-        if now - self._last_beat > _GAP_INTERVALS * self._interval:
+        if now - self._last_beat > self._longest_gap:
             self._steady_since = now
         self._last_beat = now
 
     def seconds_of_steady_watch(self) -> float:
         """For how long this worker's own heartbeats have succeeded without a gap; 0 while they do not."""
         now = time.monotonic()
-        if now - self._last_beat > _GAP_INTERVALS * self._interval:
+        if now - self._last_beat > self._longest_gap:
             return 0.0
         return now - self._steady_since
 

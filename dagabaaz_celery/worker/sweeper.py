@@ -60,6 +60,7 @@ class Sweeper:
             get_queues=get_queues,
             get_consumer=get_consumer,
             interval=settings.sweep_interval,
+            dead_after=settings.dead_after,
         )
         self._watch = Watch(self._heart, dead_after=settings.dead_after)
         self._lost_messages = LostMessages(runtime.broker, runtime.store, runtime.publisher)

@@ -10,7 +10,7 @@ from celery import Celery
 
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.worker import liveness
-from dagabaaz_celery.worker.liveness import Heart, Watch
+from dagabaaz_celery.worker.liveness import Heart, Watch, longest_gap
 
 INTERVAL = 0.01
 DEAD_AFTER = 10 * INTERVAL
@@ -69,7 +69,9 @@ class Beating:
 def beating(monkeypatch: pytest.MonkeyPatch) -> Iterator[Beating]:
     clock, store = Clock(), Store()
     monkeypatch.setattr(liveness, "time", clock)
-    heart = Heart(Celery("liveness"), store, "own", hostname="here", get_queues=list, interval=INTERVAL)
+    heart = Heart(
+        Celery("liveness"), store, "own", hostname="here", get_queues=list, interval=INTERVAL, dead_after=DEAD_AFTER
+    )
     heart.start()
     store.asked.get(timeout=10)
     yield Beating(heart, store, clock)
@@ -110,6 +112,13 @@ def test_nobody_is_dead_by_a_watch_with_a_gap(beating: Beating):
     beating.go_on(True, each=100.0)
 
     assert watch.find_dead([OTHER], "own") == []
+
+
+@pytest.mark.parametrize("dead_after", [3.0, 4.0, 6.0, 20.0])
+def test_no_freeze_of_the_database_makes_a_worker_dead_that_beats_before_and_after(dead_after: float):
+    # The other's last heartbeat was an interval before the freeze, and its next one follows the freeze.
+    assert 1.0 + longest_gap(1.0, dead_after) < dead_after
+    assert longest_gap(1.0, dead_after) > 1.0  # or every heartbeat would be a gap
 
 
 def test_a_worker_that_was_taken_for_dead_announces_itself_again(beating: Beating):
