@@ -4,6 +4,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from sqlalchemy import create_engine, event, select, text
 from sqlalchemy.dialects import mysql
@@ -115,6 +116,8 @@ def test_a_connection_that_found_the_file_read_only_is_not_used_again(tmp_path: 
         connection.exec_driver_sql("INSERT INTO t VALUES (1)")
 
     assert is_outage(caught.value)
+    # Nor does the process keep it open, which would share what it may with the next one
+    assert not [file for file in psutil.Process().open_files() if file.path.startswith(str(tmp_path / "a"))]
     with database.write() as connection:
         connection.exec_driver_sql("INSERT INTO t VALUES (1)")
     database.close()

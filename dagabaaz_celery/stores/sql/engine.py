@@ -255,6 +255,10 @@ def _build_sqlite_engine(url: URL) -> Engine:
         code = _read_code(context.original_exception)
         if isinstance(code, int) and code & 0xFF in _SQLITE_FILE_OUTAGES:
             context.is_disconnect = True
+            # A cursor that lives on in the error's traceback would keep the file open, and what a process has open
+            # read-only it shares with its next connection.
+            if context.execution_context is not None:
+                context.execution_context.cursor.close()
 
     return engine
 
