@@ -1,7 +1,12 @@
-"""What revisions are made of.
+"""What revisions are made of, and how one is made.
 
-MySQL and MariaDB commit at every step. Each step is left out where it was done already, so that a migration whose
-process was killed goes on at the next start.
+A released revision is not changed: what comes next is a new one, with a test in tests/integration/test_migrations.py.
+Its name is its number, with the number of the oldest revision behind it whose releases work with its tables as well
+(``0003_0001``). That holds while they find every table, column and value that they know, and may leave out what is new:
+new columns may be null, or have a default in the database. One for which it does not hold has its number alone.
+
+Several tables are changed in the order task, node, run, in which workers lock their rows. MySQL and MariaDB commit at
+every step: those that were done already are left out, so that the next start goes on where one that was killed stopped.
 """
 
 from collections.abc import Sequence
