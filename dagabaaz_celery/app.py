@@ -369,7 +369,7 @@ class Dagabaaz:
         limit = self.settings.max_input_bytes
         prepared = pipeline.prepare_input(run_input, self.find_plugin, max_bytes=limit)
         self._refuse_unfillable_roots(definition, prepared)
-        return check_json(prepared, "input", max_bytes=limit)
+        return check_json(prepared, "input", max_bytes=limit, setting="dagabaaz_max_input_bytes")
 
     def _refuse_unfillable_roots(self, definition: Definition, run_input: Mapping[str, Any]) -> None:
         """A root gets the run input and nothing else: what its body would miss is missing now."""

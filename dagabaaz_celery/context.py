@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+#: What a database keeps of a number.
+_MAX_PROGRESS = 2**63
+
 
 @dataclass(frozen=True)
 class PluginContext:
@@ -28,6 +31,19 @@ class PluginContext:
         self.scratch_path.mkdir(parents=True, exist_ok=True)
         return self.scratch_path
 
+    def file(self, name: str) -> Path:
+        """The path of a file of this name in the scratch directory, for names that come from others.
+
+        Raises ValueError for a name that leads elsewhere: with a folder in it, ``..``, or a link that stands there.
+        """
+        path = self.scratch / name
+        if name in ("", ".", "..") or "\0" in name or path.name != name or path.is_symlink():
+            raise ValueError(
+                f"The file name {name[:200]!r} leads out of the scratch directory. Take the last part of the name "
+                "alone, or make up another."
+            )
+        return path
+
     def emit(self, artifact: Any) -> None:
         """Produce an artifact before the body returns; stored with the outcome, ahead of what it returns.
 
@@ -36,7 +52,9 @@ class PluginContext:
         self.emit_artifact(artifact)
 
     def progress(self, done: int, total: int) -> None:
-        """Show how far the body is; written at most once a second."""
+        """Show how far the body is, in whole numbers; written at most once a second."""
+        if not all(isinstance(number, int) and 0 <= number < _MAX_PROGRESS for number in (done, total)):
+            raise ValueError(f"progress({done!r}, {total!r}) takes two whole numbers from 0 to 2**63 - 1.")
         self.report_progress(done, total)
 
     @property

@@ -25,6 +25,8 @@ RESERVED_NAMESPACES = frozenset({"input", "config"})
 FUNCTIONS = frozenset({"list"})
 #: Characters in one expression.
 MAX_EXPRESSION_LENGTH = 10_000
+#: References and pipes in one expression.
+MAX_EXPRESSION_STEPS = 500
 
 
 class PipeCall(NamedTuple):
@@ -65,6 +67,12 @@ def tokenize_expression(text: str) -> tuple[Token, ...]:
             end = _find_end_of_text(text, position)
             tokens.append(Token("text", re.sub(r"\\([{}])", r"\1", text[position:end]), ()))
             position = end
+    steps = sum(max(len(token.refs), 1) + len(token.pipes) for token in tokens if token.kind != "text")
+    if steps > MAX_EXPRESSION_STEPS:
+        raise ExpressionError(
+            f"Expression too long: {steps:,} references and pipes, and the limit is {MAX_EXPRESSION_STEPS:,}. "
+            "Have a plugin make the value and refer to it."
+        )
     return tuple(tokens)
 
 

@@ -228,7 +228,7 @@ def _describe_excess(node: DagNode, count: int, limit: int) -> str:
     what = "Grouped fan-out limit" if node.fan_mode == FanMode.GROUPED else "Fan-out limit"
     return (
         f"{what} exceeded: node {node.slug!r} would get {count} tasks and may have {limit}. "
-        "Raise max_fan_out for the node or the app, or filter what reaches the node."
+        "Raise max_fan_out of the node, or dagabaaz_max_fan_out for the app, or filter what reaches the node."
     )
 
 

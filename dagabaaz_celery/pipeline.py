@@ -110,7 +110,7 @@ class Pipeline(formats.PipelineDocument):
         merged = merge_run_input(optional, self.default_input, given)
         problems = [_describe_missing(field) for field in fields if field.required and field.name not in merged]
         try:
-            check_json(merged, "input", max_bytes=max_bytes)
+            check_json(merged, "input", max_bytes=max_bytes, setting="dagabaaz_max_input_bytes")
         except NotJson as error:
             problems += error.problems
         except LimitExceeded as error:

@@ -108,10 +108,20 @@ def read_settings(conf: Any) -> Settings:
     """
     names = [field.name for field in fields(Settings)]
     _refuse_unknown(conf, names)
+    _refuse_without_json(conf)
     given = {name: value for name in names if (value := conf.get(f"{_PREFIX}{name}")) is not None}
     if isinstance(given.get("files_dir"), (str, os.PathLike)):
         given["files_dir"] = Path(given["files_dir"]).absolute()
     return Settings(**given)
+
+
+def _refuse_without_json(conf: Any) -> None:
+    accepted = conf.get("accept_content")
+    if accepted is not None and not {"json", "application/json"} & set(accepted):
+        raise ConfigurationError(
+            f"accept_content is {sorted(accepted)}: the messages of runs are JSON, and this app's workers would throw "
+            "them away. Add 'json' to it; what your other tasks use may stay."
+        )
 
 
 def _refuse_unknown(conf: Any, names: Iterable[str]) -> None:

@@ -122,24 +122,24 @@ class Publisher:
         args, kwargs = self._message_arguments(dispatch)
         name = definition.task_name_of(dispatch.node_index)
         options = self._route(dispatch, args, kwargs)
+        ours = {
+            "args": args,
+            "kwargs": kwargs,
+            "task_id": dispatch.attempt_id,
+            "root_id": dispatch.run_id,
+            "headers": {HEADER: self._header(dispatch)},
+            "retries": dispatch.retries,
+            "countdown": dispatch.delay + _CLOCK_MARGIN if dispatch.delay else None,
+            "argsrepr": "()",
+            "kwargsrepr": repr({"run": dispatch.run_id, "node": definition.nodes[dispatch.node_index].slug}),
+            "add_to_parent": False,
+            "serializer": "json",  # whatever the app sends its own messages as
+            **_OUR_OPTIONS,
+        }
         link.send(
             dispatch.attempt_id,
-            lambda producer: self._app.send_task(
-                name,
-                args=args,
-                kwargs=kwargs,
-                task_id=dispatch.attempt_id,
-                root_id=dispatch.run_id,
-                headers={HEADER: self._header(dispatch)},
-                retries=dispatch.retries,
-                countdown=dispatch.delay + _CLOCK_MARGIN if dispatch.delay else None,
-                argsrepr="()",
-                kwargsrepr=repr({"run": dispatch.run_id, "node": definition.nodes[dispatch.node_index].slug}),
-                producer=producer,
-                add_to_parent=False,
-                serializer="json",  # whatever the app sends its own messages as
-                **{**options, **_OUR_OPTIONS},
-            ),
+            # A route may name any option: ours win.
+            lambda producer: self._app.send_task(name, **{**options, **ours, "producer": producer}),
         )
         queue = options.get("queue")
         return "" if queue is None else str(getattr(queue, "name", queue))
@@ -183,7 +183,10 @@ class Publisher:
         task_input = {**claimed.input, **resolve_references(node.bindings, _refuse_secret)}
         given = task_input if plugin is None else plugin.parameters.select(task_input)
         check_json(
-            given, f"the input of node {node.slug!r}, which travels in its message", max_bytes=self._max_input_bytes
+            given,
+            f"the input of node {node.slug!r}, which travels in its message",
+            max_bytes=self._max_input_bytes,
+            setting="dagabaaz_max_input_bytes",
         )
         return ((), given) if plugin is None else plugin.parameters.split(given)
 

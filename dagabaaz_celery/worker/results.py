@@ -14,10 +14,13 @@ from dagabaaz_celery.settings import Settings
 from dagabaaz_celery.stores.sql.records import ArtifactShape, NewArtifact, ResultShape
 from dagabaaz_celery.worker.secrets import Secrets
 
-_MAX_METADATA_DEPTH = 64
+#: Characters of metadata that one task's artifacts may have together: a body that never stops yielding ends here.
+MAX_RESULT_LENGTH = 64 * 1024 * 1024
 #: What a database keeps of each, in characters; and its largest whole number.
 _MAX_FIELD_LENGTHS = {"file_path": 4096, "file_name": 1024, "mime_type": 255}
 _MAX_FILE_SIZE = 2**63 - 1
+_NO_FILE_NAMES = (".", "..")
+_FIELD_TYPES = {"file_path": str, "file_name": str, "file_size": int, "mime_type": str, "metadata": dict}
 
 
 class ArtifactDoor:
@@ -32,6 +35,7 @@ class ArtifactDoor:
         self._owner = owner
         self._secrets = secrets
         self._taken: list[NewArtifact] = []
+        self._length = 0
 
     def emit(self, value: Any) -> None:
         """Take one artifact."""
@@ -40,7 +44,15 @@ class ArtifactDoor:
                 f"A task of plugin {self._owner!r} produced more than {self._settings.max_artifacts} artifacts "
                 "(dagabaaz_max_artifacts). Raise the setting, or let the plugin produce fewer, larger artifacts."
             )
-        self._taken.append(self._to_artifact(value))
+        made = self._to_artifact(value)
+        self._length += len(made.metadata_json)
+        limit = max(MAX_RESULT_LENGTH, self._settings.max_metadata_bytes)
+        if self._length > limit:
+            raise LimitExceeded(
+                f"A task of plugin {self._owner!r} produced artifacts whose metadata together is {self._length:,} "
+                f"characters of JSON, and the limit is {limit:,}. Keep large data in files and produce their paths."
+            )
+        self._taken.append(made)
 
     def take_result(self, result: Any) -> tuple[list[NewArtifact], ResultShape]:
         """Take a body's result after what it emitted; all artifacts, and how the result is given back later."""
@@ -60,12 +72,28 @@ class ArtifactDoor:
             artifact.metadata,
             f"the result of {self._owner}",
             max_bytes=self._settings.max_metadata_bytes,
-            max_depth=_MAX_METADATA_DEPTH,
+            setting="dagabaaz_max_metadata_bytes",
         )
         made = NewArtifact(artifact, shape, text)
         if self._secrets is not None:
             self._secrets.refuse_in(made, self._owner)
         return made
+
+    def _read_once(self, value: TaskArtifact) -> TaskArtifact:
+        """A plain copy: a subclass, or one made without validation, may hold anything."""
+        fields: dict[str, Any] = {field: getattr(value, field, None) for field in _FIELD_TYPES}
+        for field, expected in _FIELD_TYPES.items():
+            given = fields[field]
+            if given is not None and (not isinstance(given, expected) or isinstance(given, bool)):
+                raise ResultError(
+                    f"Plugin {self._owner!r} produced an artifact whose {field} is of type {type(given).__name__}: it "
+                    f"must be {expected.__name__}."
+                )
+            if isinstance(given, str):
+                fields[field] = str.__str__(given)
+        if fields["metadata"] is None:
+            fields["metadata"] = {}
+        return TaskArtifact.model_construct(**fields)
 
     def _refuse_unstorable(self, artifact: TaskArtifact) -> None:
         for field, limit in _MAX_FIELD_LENGTHS.items():
@@ -74,7 +102,7 @@ class ArtifactDoor:
                 continue
             if problem := find_problem_in_text(value):
                 raise ResultError(
-                    f"Plugin {self._owner!r} produced an artifact that cannot be stored: its {field} {value!a} "
+                    f"Plugin {self._owner!r} produced an artifact that cannot be stored: its {field} {value[:200]!a} "
                     f"{problem}. A file whose name is not UTF-8 needs another name."
                 )
             if len(value) > limit:
@@ -82,6 +110,12 @@ class ArtifactDoor:
                     f"Plugin {self._owner!r} produced an artifact whose {field} has {len(value)} characters: "
                     f"{limit} can be stored. Shorten it, or put it into the metadata."
                 )
+        if artifact.file_name is not None and ("/" in artifact.file_name or artifact.file_name in _NO_FILE_NAMES):
+            raise ResultError(
+                f"Plugin {self._owner!r} produced an artifact whose file_name is {artifact.file_name[:200]!r}: a name "
+                "with a folder in it would lead whoever writes a file of that name out of its directory. Give the last "
+                "part alone; the folders may stand in the metadata."
+            )
         if artifact.file_size is not None and not 0 <= artifact.file_size <= _MAX_FILE_SIZE:
             raise ResultError(
                 f"Plugin {self._owner!r} produced an artifact whose file_size is {artifact.file_size}: it must be a "
@@ -90,7 +124,7 @@ class ArtifactDoor:
 
     def _convert(self, value: Any) -> tuple[TaskArtifact, ArtifactShape]:
         if isinstance(value, TaskArtifact):
-            return _complete_from_file(value), "file"
+            return _complete_from_file(self._read_once(value)), "file"
         if isinstance(value, BaseModel):
             return self._convert(value.model_dump(mode="json"))
         if isinstance(value, Mapping):

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from dagabaaz_celery.expressions import (
     MAX_EXPRESSION_LENGTH,
+    MAX_EXPRESSION_STEPS,
     RESERVED_NAMESPACES,
     PipeCall,
     Token,
@@ -249,6 +250,9 @@ def test_a_reference_that_ends_in_its_dot_fails_when_resolved() -> None:
         ("{a.{b.c}}", "Nested braces not supported at position 3"),
         ("{{a.url}}", "Nested braces not supported at position 1"),
         ("x" * (MAX_EXPRESSION_LENGTH + 1), "Expression too long: 10,001 characters, and the limit is 10,000"),
+        ("{a.b}" * (MAX_EXPRESSION_STEPS + 1), "Expression too long: 501 references and pipes, and the limit is 500"),
+        ("{a.b" + "|trim" * MAX_EXPRESSION_STEPS + "}", "Expression too long: 501 references and pipes"),
+        ("{list(a.b" + ", a.b" * MAX_EXPRESSION_STEPS + ")}", "Expression too long: 501 references and pipes"),
     ],
 )
 def test_a_bad_expression_is_refused_everywhere_and_the_message_starts_with_what_is_wrong(
@@ -267,7 +271,16 @@ def test_an_unknown_pipe_comes_with_a_suggestion() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "text", "{a.url}", "{a.url | upper}", r"\{", "x" * MAX_EXPRESSION_LENGTH, "{list(a.url, b.url) | join(,)}"],
+    [
+        "",
+        "text",
+        "{a.url}",
+        "{a.url | upper}",
+        r"\{",
+        "x" * MAX_EXPRESSION_LENGTH,
+        "{a.b}" * MAX_EXPRESSION_STEPS,
+        "{list(a.url, b.url) | join(,)}",
+    ],
 )
 def test_a_good_expression_has_no_problem(text: str) -> None:
     assert validate_expression(text) is None

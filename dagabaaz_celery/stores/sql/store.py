@@ -21,6 +21,7 @@ from dagabaaz_celery.constants import (
 )
 from dagabaaz_celery.errors import KeyConflict, RunStateError, UnknownRun
 from dagabaaz_celery.filter import assign_origin
+from dagabaaz_celery.json_door import find_problem_in_text
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.retry import compute_retry_boundary, retry_run
@@ -153,6 +154,8 @@ class SqlStore:
 
     def find_pipeline(self, name: str, version: int | None) -> tuple[int, Definition] | None:
         """A saved pipeline, its latest version when none is given."""
+        if find_problem_in_text(name):
+            return None
         with self.read() as connection:
             found = self.rows.pipelines.get(connection, name, version)
         return None if found is None else (found[0], Definition.from_json(found[1]))
@@ -809,6 +812,8 @@ class SqlStore:
         self, *, pipeline: str | None = None, status: str | None = None, limit: int = 100, before: str | None = None
     ) -> list[RunRow]:
         """Runs, newest first."""
+        if pipeline is not None and find_problem_in_text(pipeline):
+            return []  # a database would not answer for a text that it cannot keep
         with self.read() as connection:
             return self.rows.runs.search(connection, pipeline=pipeline, status=status, limit=limit, before=before)
 
