@@ -4,7 +4,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,12 +19,13 @@ from tests.faults.app_under_test import Entry, Journal
 from tests.faults.catalogue import IS_FULL
 from tests.faults.conftest import StoreUnderTest
 from tests.faults.injection import FaultPoints
+from tests.faults.proxy import Proxy
 from tests.processes import wait_until
 from tests.servers import PrivateServer
 
 pytestmark = [
     pytest.mark.parametrize("store", ["postgresql", "mariadb"], indirect=True),
-    pytest.mark.timeout(1500 if IS_FULL else 150),
+    pytest.mark.timeout(2400 if IS_FULL else 150),
 ]
 PATIENCE = 300 if IS_FULL else 90
 DEAD_AFTER = 4.0
@@ -40,15 +41,26 @@ CHAIN = Pipeline(
 
 
 @pytest.fixture
-def more_conf() -> dict[str, Any]:
-    return {"dagabaaz_dead_after": DEAD_AFTER}
-
-
-@pytest.fixture
 def server(store: StoreUnderTest) -> PrivateServer:
     """The database."""
     assert store.server is not None
     return store.server
+
+
+@pytest.fixture
+def line(server: PrivateServer) -> Iterator[Proxy]:
+    """What stands between the database and everybody."""
+    with Proxy(server.port) as line:
+        yield line
+
+
+@pytest.fixture
+def more_conf(request: pytest.FixtureRequest, store: StoreUnderTest, server: PrivateServer) -> dict[str, Any]:
+    url = store.url
+    if "line" in request.fixturenames:
+        line: Proxy = request.getfixturevalue("line")
+        url = url.replace(f":{server.port}/", f":{line.port}/")
+    return {"dagabaaz_store_url": url, "dagabaaz_dead_after": DEAD_AFTER}
 
 
 @pytest.fixture
@@ -85,7 +97,7 @@ def test_runs_go_on_through_restarts(
         for key in keys[len(runs) : len(runs) + 10]:
             if (run := try_start(dag, key)) is not None:
                 runs[key] = run
-        assert time.monotonic() < began + PATIENCE * 3, f"{len(runs)} runs started, {count_open(dag)} open"
+        assert time.monotonic() < began + scale(120, 2000), f"{len(runs)} runs started, {count_open(dag)} open"
     record("restarts of the database under the runs", restarts, "")
     record("runs a second through restarts", count / (time.monotonic() - began), "1/s")
     # Then there is one run for each key, all completed, and nothing ran twice
@@ -199,6 +211,31 @@ def test_a_frozen_database_that_is_killed_is_an_outage_like_others(
     server.start()
     assert run.wait(PATIENCE) == "completed"
     assert_nothing_was_recovered(dag, journal)
+
+
+@pytest.mark.fault(5, short=["postgresql-redis", "mariadb-redis"])
+def test_workers_go_on_when_a_network_does_that_swallowed_everything(
+    line: Proxy,
+    dag: Dagabaaz,
+    start_worker: Callable[..., CeleryTestWorker],
+    journal: Journal,
+    scale: Callable[[int, int], int],
+) -> None:
+    workers = start_worker("-c", "2"), start_worker("-c", "2")
+    for worker in workers:
+        worker.ready()
+    run = dag.start(CHAIN, {"count": 10, "seconds": 0.5})
+    wait_until(journal.open_bodies, "a body runs", 60)
+    # When connections are taken and nothing comes back, then those that were open break, and new ones are not answered
+    line.swallow()
+    time.sleep(DEAD_AFTER)
+    line.cut()
+    time.sleep(scale(2, 60))
+    line.pass_on()
+    # Then nothing was lost, and nobody is taken for dead
+    assert run.wait(PATIENCE) == "completed"
+    assert_nothing_was_recovered(dag, journal)
+    assert all("is dead" not in worker.logs() for worker in workers)
 
 
 def try_start(dag: Dagabaaz, key: str) -> Run | None:
