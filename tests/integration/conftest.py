@@ -10,6 +10,15 @@ from dagabaaz_celery.testing import embedded_worker
 from tests.integration.celery_support import make_app
 from tests.integration.shop_plugins import declare_all
 from tests.integration.worker_processes import Site, open_site
+from tests.transactions import no_broker_in_transactions
+
+
+@pytest.fixture(autouse=True)
+def broker_stays_outside() -> Iterator[None]:
+    """No test, nor a worker in its process, speaks to a broker inside a store's transaction."""
+    with no_broker_in_transactions() as refused:
+        yield
+    assert refused == []
 
 
 @pytest.fixture
