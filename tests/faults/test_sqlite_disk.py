@@ -101,8 +101,9 @@ def test_a_full_disk_is_waited_for(
     ballast = disk / "ballast"
     fill(ballast)
     others: list[Run] = []
-    with pytest.raises(StoreUnavailable, match="full"):
+    with pytest.raises(StoreUnavailable, match="full") as caught:
         start_until_refused(dag, others)
+    assert not caught.value.in_doubt
     wait_until(lambda: "database or disk is full" in worker.logs(), "the worker says what it waits for", 60)
     late = start_worker("-c", "1")
     wait_until(lambda: "waiting" in late.logs(), "a new worker waits for the disk", 60)

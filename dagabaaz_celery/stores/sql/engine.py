@@ -317,6 +317,14 @@ def is_outage(error: BaseException) -> bool:
     return error.connection_invalidated or isinstance(error, OperationalError)  # there was nobody to give a code
 
 
+def _leaves_doubt(error: DBAPIError) -> bool:
+    """Whether a commit that raised this may have been made: SQLite knows, but for a disk that fails."""
+    if isinstance(error.orig, sqlite3.Error):
+        code = _read_code(error.orig)
+        return isinstance(code, int) and code & 0xFF == sqlite3.SQLITE_IOERR
+    return is_outage(error) and not is_conflict(error)
+
+
 def describe_outage(error: BaseException) -> str:
     """What the database or its driver said, in one line, without the statement."""
     said = str(error.orig if isinstance(error, DBAPIError) else error).strip()
@@ -374,7 +382,7 @@ class Database:
                     yield connection
                     asked = True
             except DBAPIError as error:
-                if not asked or is_conflict(error) or not is_outage(error):
+                if not asked or not _leaves_doubt(error):
                     raise
                 raise CommitUnanswered(
                     "COMMIT", None, error.orig or error, connection_invalidated=error.connection_invalidated
