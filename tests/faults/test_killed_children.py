@@ -89,24 +89,27 @@ class Scene:
     def kill_at(self, case: Case) -> tuple[Run, Death]:
         """A run in which a process dies at a point; returns when the run has completed."""
         before = len(self.points.fired())
-        pids = self._prepare()
+        self._prepare()
+        mains = {worker.pid for worker in self.workers}
         self.points.arm(case.point, "kill", skip=case.skip)
         run = self._complete(self.dag.start("pairs", {"count": COUNT}), str(case))
         (fired,) = self.points.fired()[before:]
-        assert fired.pid in pids, f"{case}: it was another process that died"
+        assert (fired.pid in mains) == self.kills_main, f"{case}: it was another process that died"
         return run, Death(fired.pid, fired.at)
 
     def kill_in_body(self) -> tuple[Run, Death]:
         """A run in which a process dies in the middle of a body, and others with theirs beside it."""
-        pids = self._prepare()
-        run = self.dag.start("pairs", {"count": COUNT, "seconds": 1.0})
+        self._prepare()
+        run = self.dag.start("pairs", {"count": COUNT, "seconds": 2.0})
+        pids: list[int] = []
 
-        def find_body() -> list[int]:
+        def find_body() -> bool:
             bodies = [body for body in self.journal.open_bodies() if body.run_id == run.id]
-            return [body.pid for body in bodies if body.slug in _BRANCHES and body.pid in pids]
+            pids.extend(body.pid for body in bodies if body.slug in _BRANCHES)
+            return bool(pids)
 
         wait_until(find_body, "a body is open", timeout=PATIENCE)
-        pid, at = find_body()[0], time.monotonic()
+        pid, at = pids[0], time.monotonic()
         if self.kills_main:
             next(worker for worker in self.workers if worker.pid == pid).kill()
         else:
@@ -141,16 +144,12 @@ class Scene:
             later = [entry for entry in later if entry.task_id in in_its_hands and entry.attempt > 1]
         return max(entry.at for entry in later) - death.at if later else None
 
-    def _prepare(self) -> set[int]:
-        """Every worker is there and whole; the pids of which one is to die."""
+    def _prepare(self) -> None:
+        """Every worker is there."""
         for worker in self.workers:
             if worker.status == "exited":
                 worker.start()
                 worker.ready()
-        if self.kills_main:
-            return {worker.pid for worker in self.workers}
-        wait_until(lambda: all(len(worker.children()) == 2 for worker in self.workers), "the pools are whole")
-        return {pid for worker in self.workers for pid in _child_pids(worker)}
 
     def _complete(self, run: Run, where: str) -> Run:
         assert run.wait(PATIENCE) == "completed", f"killed at {where}: {run.error}"
