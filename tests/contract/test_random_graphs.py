@@ -3,62 +3,20 @@
 The bare store has 20 methods and lazy collections, so that nothing the engine decides can hang on more than that.
 """
 
-import string
 from random import Random
 from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, ArtifactSelector, FanMode, FilterOperator
-from dagabaaz_celery.models import DagNode, EdgeFilter, FilterRule, TaskArtifact
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES
+from dagabaaz_celery.models import DagNode, TaskArtifact
+from tests.contract.graphs import graphs
 from tests.contract.harness import OpenTask, StoreHarness
 
 EXTENSIONS = (".mp4", ".srt", ".bin")
 MAX_FAN_OUT = 6
 MAX_STEPS = 80
-
-RULES = st.one_of(
-    st.builds(
-        FilterRule,
-        field=st.just("file_type"),
-        operator=st.sampled_from([FilterOperator.EQ, FilterOperator.NEQ]),
-        value=st.sampled_from(["video", "subtitle"]),
-    ),
-    st.builds(
-        FilterRule,
-        field=st.just("file_size"),
-        operator=st.sampled_from([FilterOperator.GT, FilterOperator.LTE]),
-        value=st.sampled_from([40.0, "200"]),
-    ),
-    st.builds(FilterRule, field=st.just("even"), operator=st.just(FilterOperator.EXISTS)),
-)
-NONE = st.just([])
-FILTERS = st.builds(
-    EdgeFilter, rules=st.lists(RULES, max_size=2), select=st.sampled_from([None, None, *ArtifactSelector])
-)
-
-
-@st.composite
-def graphs(draw: st.DrawFn) -> list[DagNode]:
-    """Up to eight nodes, each depending on some of those before it."""
-    nodes: list[DagNode] = []
-    for slug in string.ascii_lowercase[: draw(st.integers(3, 8))]:
-        before = [other.slug for other in nodes]
-        some = st.lists(st.sampled_from(before), unique=True, min_size=1, max_size=3) if before else NONE
-        depends_on = draw(st.one_of(some, some, some, NONE))
-        nodes.append(
-            DagNode(
-                slug=slug,
-                plugin=draw(st.sampled_from(["work", "work", "gate"])),
-                depends_on=depends_on,
-                fan_mode=draw(st.sampled_from(FanMode)),
-                scatter=draw(st.sampled_from([False, False, True])),
-                max_fan_out=draw(st.sampled_from([None, None, None, 2])),
-                edge_filters={dependency: draw(FILTERS) for dependency in depends_on if draw(st.booleans())},
-            )
-        )
-    return nodes
 
 
 class Script:

@@ -51,7 +51,6 @@ from dagabaaz_celery.task_input import build_task_input, resolve_task_bindings
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_CANCEL_BATCH = 1000
 # The store records a run's end with its callback; nothing is called inside a transaction.
 _NO_CALLBACKS = orchestrator.OrchestratorCallbacks(*(lambda run_id: None,) * 3)
 
@@ -508,7 +507,7 @@ class SqlStore:
         error = json.dumps(asdict(TaskError("Cancelled", f"the run is {owed.status}")))
 
         def batch(connection: Connection) -> bool:
-            tasks = self.rows.tasks.lock_open(connection, owed.run_id, _CANCEL_BATCH)
+            tasks = self.rows.tasks.lock_open(connection, owed.run_id, self.policy.cancel_batch)
             run = self.rows.runs.lock(connection, owed.run_id)
             if not tasks or run is None or run.status not in RUN_TERMINAL_STATUSES:
                 self.rows.owed.delete(connection, owed.id)
@@ -594,7 +593,7 @@ class SqlStore:
 
     def _cancel_leftovers(self, connection: Connection, run_id: str) -> None:
         """Tasks that the old generation's cancellation had not reached yet."""
-        while tasks := self.rows.tasks.lock_open(connection, run_id, _CANCEL_BATCH):
+        while tasks := self.rows.tasks.lock_open(connection, run_id, self.policy.cancel_batch):
             self.rows.tasks.cancel(
                 connection, [task[0] for task in tasks], json.dumps(asdict(TaskError("Cancelled", "retried")))
             )

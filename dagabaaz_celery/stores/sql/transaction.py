@@ -43,12 +43,13 @@ MICROSECONDS = 1_000_000
 class StorePolicy:
     """Bounds of a store's transactions.
 
-    Tasks made in one; seconds that whoever took something that is owed has for it, before others take it for dead;
-    seconds that a published task waits before its message may be lost; seconds up to which a retry's delay is left to
-    the broker; tasks of one node.
+    Tasks made in one, and cancelled in one; seconds that whoever took something that is owed has for it, before others
+    take it for dead; seconds that a published task waits before its message may be lost; seconds up to which a retry's
+    delay is left to the broker; tasks of one node.
     """
 
     launch_batch: int = 1000
+    cancel_batch: int = 1000
     lease: float = 20.0
     resend_after: float = 30.0
     short_delay: float = 5.0
