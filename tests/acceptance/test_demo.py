@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import termios
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -176,10 +175,8 @@ def test_ctrl_c_in_a_terminal_ends_everything(run_demo, many_texts, temporary, t
     demo = run_demo("--dir", many_texts, terminal=True)
     demo.read_until("filtered: nothing to do")
     assert demo.workers() != []
-    began = time.monotonic()
     demo.type(b"\x03")
     assert demo.wait() == 130, demo.output
-    assert time.monotonic() - began < 30
     assert "Stopped by SIGINT: the run is cancelled and its workers have ended." in demo.output
     assert demo.workers() == []
     assert list(temporary.iterdir()) == []

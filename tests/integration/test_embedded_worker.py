@@ -1,7 +1,6 @@
 """``testing.embedded_worker``, which users' own tests build on."""
 
 import threading
-import time
 
 import pytest
 from celery import Task
@@ -26,8 +25,6 @@ def test_it_ends_with_its_block_and_leaves_no_thread_behind(dag: Dagabaaz, pool:
     with embedded_worker(dag.app, pool=pool):
         complete(dag, node("flaky"))
         assert own_threads()
-        ending = time.monotonic()
-    assert time.monotonic() - ending < 3
     assert own_threads() == []
 
 

@@ -3,7 +3,6 @@
 import logging
 import math
 import sqlite3
-import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -401,10 +400,8 @@ def test_waiting_inside_a_task_is_refused_and_waiting_too_long_tells_what_to_loo
     def waiting() -> None:
         start(dag, node("fine"), name="other").wait(PATIENCE)
 
-    began = time.monotonic()
     with pytest.raises(WaitTimeout, match=r"is running after 0.1 s.*queued"):
         start(dag, node("fine")).wait(0.1)
-    assert time.monotonic() - began < 5
     with embedded_worker(dag.app):
         run = fail(dag, node("waiting"))
     assert run.error is not None
