@@ -74,6 +74,8 @@ class _Filler:
         if of_run is not None:
             statement = statement.bindparams(bindparam("run", of_run, type_=Id()))
         with self._store.database.write() as connection:
+            if _name_dialect(self._store) == "sqlite":
+                connection.exec_driver_sql("PRAGMA cache_size = -200000")  # KiB: indexes are filled out of order
             connection.execute(statement)
 
     def tasks(self, count: int, of_run: str | None, run: str, ordinal: str, **columns: str) -> None:

@@ -35,6 +35,8 @@ SERVERS = {
 NODES = (node("a"), node("b", "a"), node("c", "b", fan_mode=FanMode.AGGREGATE))
 FIRST, NEWEST = "0001", "0002_0001"
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @dataclass(frozen=True)
 class Database:

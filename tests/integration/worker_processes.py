@@ -42,7 +42,7 @@ class Site:
         command = [sys.executable, "-m", "celery", "-A", "tests.integration.worker_app", "worker", *arguments]
         worker = ProcessTree(command, log=log, cwd=ROOT, env={**os.environ, **environment})
         self.workers.append(worker)
-        wait_until(lambda: "ready." in log.read_text() or not worker.is_running, "the worker is ready", timeout=40)
+        wait_until(lambda: "ready." in log.read_text() or not worker.is_running, "the worker is ready", timeout=90)
         assert worker.is_running, log.read_text()
         return worker
 
