@@ -69,7 +69,7 @@ def outage(scale: Callable[[int, int], int]) -> int:
     return scale(6, 60)
 
 
-@pytest.mark.fault(5, short=["postgresql-redis", "mariadb-redis"])
+@pytest.mark.fault(5, short=["mariadb-redis"])
 def test_runs_go_on_through_restarts(
     dag: Dagabaaz,
     start_worker: Callable[..., CeleryTestWorker],
@@ -106,7 +106,7 @@ def test_runs_go_on_through_restarts(
     assert_nothing_was_recovered(dag, journal)
 
 
-@pytest.mark.fault(5, short=["postgresql-redis", "mariadb-redis"])
+@pytest.mark.fault(5, short=["postgresql-redis"])
 def test_an_outage_longer_than_a_workers_silence_makes_nobody_dead(
     dag: Dagabaaz,
     start_worker: Callable[..., CeleryTestWorker],
@@ -135,7 +135,7 @@ def test_an_outage_longer_than_a_workers_silence_makes_nobody_dead(
     assert any("the database is away" in worker.logs() for worker in workers)
 
 
-@pytest.mark.fault(5, short=["postgresql-redis", "mariadb-redis"])
+@pytest.mark.fault(5, short=["mariadb-redis"])
 def test_a_rescue_that_is_due_when_the_database_goes_away_is_made_later_and_once(
     dag: Dagabaaz,
     start_worker: Callable[..., CeleryTestWorker],
@@ -171,7 +171,7 @@ def test_a_rescue_that_is_due_when_the_database_goes_away_is_made_later_and_once
     assert all(victim.hostname() in line for line in deaths)
 
 
-@pytest.mark.fault(5, short=["postgresql-redis", "mariadb-redis"])
+@pytest.mark.fault(5, short=["postgresql-redis"])
 def test_workers_go_on_when_a_frozen_database_does(
     dag: Dagabaaz,
     start_worker: Callable[..., CeleryTestWorker],
@@ -194,7 +194,7 @@ def test_workers_go_on_when_a_frozen_database_does(
     assert all("is dead" not in worker.logs() for worker in workers)
 
 
-@pytest.mark.fault(5, short=["postgresql-redis", "mariadb-redis"])
+@pytest.mark.fault(5, full_only=True)
 def test_a_frozen_database_that_is_killed_is_an_outage_like_others(
     dag: Dagabaaz,
     start_worker: Callable[..., CeleryTestWorker],
@@ -213,7 +213,7 @@ def test_a_frozen_database_that_is_killed_is_an_outage_like_others(
     assert_nothing_was_recovered(dag, journal)
 
 
-@pytest.mark.fault(5, short=["postgresql-redis", "mariadb-redis"])
+@pytest.mark.fault(5, full_only=True)
 def test_workers_go_on_when_a_network_does_that_swallowed_everything(
     line: Proxy,
     dag: Dagabaaz,

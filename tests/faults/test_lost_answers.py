@@ -111,7 +111,7 @@ def test_workers_repeat_what_they_heard_no_answer_to(
     assert {(task.node, task.attempt) for task in run.tasks()} == {("source", 1), ("again", 2), ("total", 1)}
 
 
-@pytest.mark.fault(3, short=["postgresql-redis", "mariadb-redis", "sqlite-redis"])
+@pytest.mark.fault(3, short=["mariadb-redis"])
 def test_a_failure_and_the_retry_of_its_run_are_recorded_once(
     dag: Dagabaaz,
     start_worker: Callable[..., CeleryTestWorker],
@@ -136,7 +136,7 @@ def test_a_failure_and_the_retry_of_its_run_are_recorded_once(
     assert_no_body_twice(run, journal)
 
 
-@pytest.mark.fault(3, short=["postgresql-redis", "mariadb-redis", "sqlite-redis"])
+@pytest.mark.fault(3, short=["postgresql-redis", "sqlite-redis"])
 def test_a_start_without_an_answer_gives_the_run_that_it_made(
     dag: Dagabaaz,
     start_worker: Callable[..., CeleryTestWorker],
@@ -165,7 +165,7 @@ def test_a_start_without_an_answer_gives_the_run_that_it_made(
 
 
 @SERVERS
-@pytest.mark.fault(3, short=["postgresql-redis", "mariadb-redis"])
+@pytest.mark.fault(3, short=["postgresql-redis"])
 @pytest.mark.unfinished
 def test_a_start_whose_database_stays_away_tells_that_it_may_have_been_made(
     dag: Dagabaaz, store: StoreUnderTest, line: Proxy, lose: Callable[..., None]
