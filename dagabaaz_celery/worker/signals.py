@@ -13,6 +13,7 @@ from typing import Any
 from billiard.exceptions import WorkerLostError
 from celery import Task, signals, states
 from celery._state import get_current_task
+from celery.exceptions import Ignore
 
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import ClaimRefused, TaskError
@@ -68,6 +69,9 @@ class SignalReceivers:
 
     def on_postrun(self, sender: Task, task_id: str, retval: Any, state: str | None, **_: Any) -> None:
         """A task without a wrapper ended in one of the ways that no other signal tells."""
+        if isinstance(retval, Ignore) and self._is_ours(sender.app, read_header(sender.request)):
+            # Celery's frames and a copy of their code, some 200 KB, would wait in a cycle for the garbage collector.
+            retval.__traceback__ = None
         if not self._is_unfenced(sender):
             return
         error = sys.exc_info()[1]

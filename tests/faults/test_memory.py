@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import pytest
@@ -21,6 +22,12 @@ MEGABYTE = 2**20
 WIDE = Pipeline(
     "wide", nodes=[DagNode(slug="source", plugin="emit"), DagNode(slug="each", plugin="work", depends_on=["source"])]
 )
+
+
+@pytest.fixture
+def more_conf() -> dict[str, Any]:
+    """The default settings: what is sent twice by a publisher in a hurry is refused, at a price in memory."""
+    return {"dagabaaz_sweep_interval": None, "dagabaaz_dead_after": None, "dagabaaz_resend_after": None}
 
 
 @dataclass(frozen=True)

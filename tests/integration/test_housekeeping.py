@@ -1,9 +1,12 @@
 """What workers do beside bodies: publish what is owed, find what was lost, call back; none of it in another's way."""
 
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
 
+from billiard.einfo import ExceptionInfo
+from celery import Task
 from sqlalchemy import func, select
 
 from dagabaaz_celery.app import Dagabaaz
@@ -195,3 +198,26 @@ def test_what_a_dead_worker_had_taken_is_sent_again_before_its_lease_ends(new_da
         assert [run.wait(30) for run in runs] == ["completed"] * 4
 
     assert count_resends(dag) == 4
+
+
+def test_an_attempt_that_is_dropped_leaves_no_garbage(new_dag: Callable[..., Dagabaaz]):
+    dag = new_dag(**QUICK)
+
+    @dag.plugin(name="work", bind=True, max_retries=5)
+    def work(self: Task) -> int:
+        if self.request.retries < 5:
+            raise self.retry(countdown=0)
+        return self.request.retries
+
+    gc.collect()
+    gc.disable()
+    try:
+        with embedded_worker(dag.app):
+            run = start(dag, node("a", plugin="work"))
+            assert run.wait(30) == RunStatus.COMPLETED
+        left = [found for found in gc.get_objects() if type(found) is ExceptionInfo]
+    finally:
+        gc.enable()
+
+    assert run.result("a") == 5
+    assert left == []
