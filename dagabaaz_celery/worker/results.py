@@ -19,7 +19,6 @@ MAX_RESULT_LENGTH = 64 * 1024 * 1024
 #: What a database keeps of each, in characters; and its largest whole number.
 _MAX_FIELD_LENGTHS = {"file_path": 4096, "file_name": 1024, "mime_type": 255}
 _MAX_FILE_SIZE = 2**63 - 1
-_NO_FILE_NAMES = (".", "..")
 _FIELD_TYPES = {"file_path": str, "file_name": str, "file_size": int, "mime_type": str, "metadata": dict}
 
 
@@ -110,11 +109,11 @@ class ArtifactDoor:
                     f"Plugin {self._owner!r} produced an artifact whose {field} has {len(value)} characters: "
                     f"{limit} can be stored. Shorten it, or put it into the metadata."
                 )
-        if artifact.file_name is not None and ("/" in artifact.file_name or artifact.file_name in _NO_FILE_NAMES):
+        if artifact.file_name and _leads_out(artifact.file_name):
             raise ResultError(
-                f"Plugin {self._owner!r} produced an artifact whose file_name is {artifact.file_name[:200]!r}: a name "
-                "with a folder in it would lead whoever writes a file of that name out of its directory. Give the last "
-                "part alone; the folders may stand in the metadata."
+                f"Plugin {self._owner!r} produced an artifact whose file_name is {artifact.file_name[:200]!r}: it would "
+                'lead whoever writes a file of that name out of their directory. Give a name without "..", not '
+                "beginning with a slash."
             )
         if artifact.file_size is not None and not 0 <= artifact.file_size <= _MAX_FILE_SIZE:
             raise ResultError(
@@ -167,3 +166,8 @@ def _complete_from_file(artifact: TaskArtifact) -> TaskArtifact:
             "mime_type": artifact.mime_type or mimetypes.guess_type(path.name)[0],
         }
     )
+
+
+def _leads_out(name: str) -> bool:
+    """Whether a file of this name in some directory would be outside of it, or be the directory itself."""
+    return name.startswith("/") or ".." in name.split("/") or name.strip("./") == ""

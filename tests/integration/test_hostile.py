@@ -196,8 +196,10 @@ REFUSED = {
     "a name that is a number": (lambda: TaskArtifact.model_construct(file_name=5), "ResultError", "must be str"),
     "a size that is true": (lambda: TaskArtifact.model_construct(file_size=True), "ResultError", "must be int"),
     "a size that is a fraction": (lambda: TaskArtifact.model_construct(file_size=1.5), "ResultError", "must be int"),
-    "a name in a folder": (lambda: TaskArtifact(file_name="../../etc/passwd"), "ResultError", "leads|folder"),
-    "a name that is a folder": (lambda: TaskArtifact(file_name=".."), "ResultError", "folder"),
+    "a name that leads out": (lambda: TaskArtifact(file_name="../../etc/passwd"), "ResultError", "lead whoever"),
+    "a name that leads out by a folder": (lambda: TaskArtifact(file_name="a/../../b"), "ResultError", "lead whoever"),
+    "a name that begins at the root": (lambda: TaskArtifact(file_name="/etc/passwd"), "ResultError", "lead whoever"),
+    "a name that is a folder": (lambda: TaskArtifact(file_name=".."), "ResultError", "lead whoever"),
     "a path that is not there": (lambda: TaskArtifact(file_path="/nowhere/at/all"), "MissingFile", "/nowhere/at/all"),
 }
 
