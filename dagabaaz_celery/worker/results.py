@@ -111,8 +111,8 @@ class ArtifactDoor:
                 )
         if artifact.file_name and _leads_out(artifact.file_name):
             raise ResultError(
-                f"Plugin {self._owner!r} produced an artifact whose file_name is {artifact.file_name[:200]!r}: it would "
-                'lead whoever writes a file of that name out of their directory. Give a name without "..", not '
+                f"Plugin {self._owner!r} produced an artifact whose file_name is {artifact.file_name[:200]!r}: it "
+                'would lead whoever writes a file of that name out of their directory. Give a name without "..", not '
                 "beginning with a slash."
             )
         if artifact.file_size is not None and not 0 <= artifact.file_size <= _MAX_FILE_SIZE:
