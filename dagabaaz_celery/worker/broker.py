@@ -192,6 +192,8 @@ class Broker:
         self._inherited: list[list[Link]] = []
         self._slots: threading.BoundedSemaphore | None = None
         self._rests_until = 0.0
+        #: Links that were given up after an error: while it stands still, the broker was never seen to be away.
+        self.lost_links = 0
         os.register_at_fork(after_in_child=call_while_alive(self._leave_links_to_parent))
 
     @contextmanager
@@ -207,7 +209,7 @@ class Broker:
                     with link.library_errors():
                         yield link
                 except BaseException:
-                    link.discard()
+                    self._give_up(link)
                     raise
                 self._put_back(link)
         except OperationalError:
@@ -238,8 +240,12 @@ class Broker:
             link = self._idle.pop()
             if link.is_alive():
                 return link
-            link.discard()
+            self._give_up(link)
         return self._open()
+
+    def _give_up(self, link: Link) -> None:
+        self.lost_links += 1
+        link.discard()
 
     def _put_back(self, link: Link) -> None:
         if len(self._idle) < _MAX_IDLE:

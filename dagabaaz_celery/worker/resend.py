@@ -21,7 +21,7 @@ from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import Dispatch
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.transaction import MICROSECONDS
-from dagabaaz_celery.worker.broker import Broker, Link
+from dagabaaz_celery.worker.broker import Broker
 from dagabaaz_celery.worker.publish import Publisher
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,12 @@ class _Mark:
 
     def is_reported(self, workers: Iterable[WorkerRow]) -> bool:
         """Whether every worker has told since what it holds."""
-        return all(worker.beat >= self.beats.get(worker.id, 0) + _NEW_BEATS for worker in workers)
+        return all(worker.beat >= self._last_beat(worker) + _NEW_BEATS for worker in workers)
+
+    def _last_beat(self, worker: WorkerRow) -> int:
+        """The one that was noted; none for a worker that was announced since, as one is that was taken for dead."""
+        noted = self.beats.get(worker.id, 0)
+        return noted if noted <= worker.beat else 0
 
 
 @dataclass
@@ -101,7 +106,7 @@ class LostMessages:
         self._publisher = publisher
         self._queues: dict[str, _Queue] = {}
         self._seen: set[str] = set()
-        self._link: Link | None = None
+        self._lost_links = broker.lost_links
 
     def mourn(self, dead: WorkerRow, living: Sequence[WorkerRow]) -> None:
         """A worker died: send again what it had taken and the broker keeps back, and look at its queues early."""
@@ -175,10 +180,11 @@ class LostMessages:
 
     def _count_messages(self, name: str) -> int:
         with self._broker.link() as link:
-            if link is not self._link:  # the broker was away: what workers had taken is ahead of the queue again
+            lost_links = self._broker.lost_links
+            if lost_links != self._lost_links:  # it was away: what workers had taken is ahead of the queue again
                 for queue in self._queues.values():
                     queue.forget()
-                self._link = link
+                self._lost_links = lost_links
             return link.count_messages(name)
 
 
