@@ -27,7 +27,8 @@ from dagabaaz_celery.worker.publish import HEADER
 
 logger = logging.getLogger(__name__)
 
-_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+#: Our ids are UUIDs of version 7; Celery's own are of version 4.
+_ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
 #: A heartbeat that comes later than so many intervals is a gap in the observer's own watch.
 _GAP_INTERVALS = 3
@@ -54,13 +55,22 @@ def held_attempt_ids(consumer: Any = None) -> set[str]:
     """Ids of the messages that this worker process has taken from the broker and not ended.
 
     With Celery's consumer, those too that wait for their task's rate limit, which Celery counts nowhere else. Other
-    tasks are among them, but no id that cannot be one of ours.
+    tasks are left out, unless their ids are made as ours are.
     """
-    known = [*worker_state.active_requests, *worker_state.reserved_requests, *worker_state.requests.values()]
+    known = [
+        *_list_now(worker_state.active_requests),
+        *_list_now(worker_state.reserved_requests),
+        *list(worker_state.requests.values()),
+    ]
     for bucket in list(getattr(consumer, "task_buckets", {}).values()):
         if bucket is not None:
             known += [request for request, _ in bucket.contents.copy()]
-    return {request.id for request in known if _UUID.fullmatch(str(request.id))}
+    return {request.id for request in known if _ID.fullmatch(str(request.id))}
+
+
+def _list_now(requests: Any) -> list[Any]:
+    """What a WeakSet holds; to iterate over one fails when another thread adds to it meanwhile, as Celery does."""
+    return [request for reference in list(requests.data) if (request := reference()) is not None]
 
 
 class Deliveries:
@@ -80,7 +90,7 @@ class Deliveries:
 
     def latest(self) -> set[str]:
         """The ids, of any task whose id may be one of ours."""
-        return {id_ for id_ in list(self._latest.values()) if _UUID.fullmatch(id_)}
+        return {id_ for id_ in list(self._latest.values()) if _ID.fullmatch(id_)}
 
     def _on_received(self, sender: Any, request: Any, **_: Any) -> None:
         if sender.app is self._app and HEADER in request.request_dict:

@@ -1,16 +1,20 @@
 """Who is taken for dead: a heart against a store that may fail, by a clock that the test turns."""
 
 import queue
+import uuid
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from celery import Celery
+from celery.worker import state as worker_state
 
 from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.worker import liveness
-from dagabaaz_celery.worker.liveness import Heart, Watch, longest_gap
+from dagabaaz_celery.worker.liveness import Heart, Watch, held_attempt_ids, longest_gap
 
 INTERVAL = 0.01
 DEAD_AFTER = 10 * INTERVAL
@@ -127,3 +131,34 @@ def test_a_worker_that_was_taken_for_dead_announces_itself_again(beating: Beatin
     beating.go_on(True, False, True)
 
     assert beating.store.announced == before + 1
+
+
+@dataclass(eq=False)
+class Request:
+    """A message that Celery has taken."""
+
+    id: str
+
+
+class BusySet(weakref.WeakSet[Request]):
+    """Requests, to which another thread adds whenever somebody is in the middle of them."""
+
+    def __iter__(self) -> Iterator[Request]:
+        for request in super().__iter__():
+            more = Request(new_id())
+            self.add(more)
+            yield request
+
+
+def test_tasks_with_ids_of_celery_are_not_reported_as_held(monkeypatch: pytest.MonkeyPatch):
+    ours, foreign = Request(new_id()), Request(str(uuid.uuid4()))
+    monkeypatch.setattr(worker_state, "requests", {request.id: request for request in (ours, foreign)})
+
+    assert held_attempt_ids() == {ours.id}
+
+
+def test_what_is_held_can_be_told_while_celery_takes_more(monkeypatch: pytest.MonkeyPatch):
+    requests = [Request(new_id()) for _ in range(3)]
+    monkeypatch.setattr(worker_state, "reserved_requests", BusySet(requests))
+
+    assert held_attempt_ids() == {request.id for request in requests}
