@@ -112,8 +112,9 @@ class LostMessages:
         """A worker died: send again what it had taken and the broker keeps back, and look at its queues early."""
         waiting = self._store.list_waiting_queues(within=_EVER)
         held = sorted(_held_by(living))
-        for name in waiting.keys() & set(dead.queues):
-            self._queues[name] = _Queue(bereaved=True)
+        names = waiting.keys() & set(dead.queues)
+        self._queues |= {name: _Queue(bereaved=True) for name in names}
+        for name in names:
             reported = self._store.count_queued_among(name, dead.holding)
             if not reported:
                 continue

@@ -65,6 +65,7 @@ class Sweeper:
         self._watch = Watch(self._heart, dead_after=settings.dead_after)
         self._lost_messages = LostMessages(runtime.broker, runtime.store, runtime.publisher)
         self._callbacks = _CallbackThread(runtime, self._queue.callbacks)
+        self._mourned: dict[str, WorkerRow] = {}
         self._missing: dict[str, str | None] = {}
         self._orphans: dict[str, str | None] = {}
 
@@ -184,22 +185,32 @@ class Sweeper:
         dead = self._watch.find_dead(workers, self._worker_id)
         living = [worker for worker in workers if worker not in dead]
         for worker in dead:
-            self._bury(worker, living)
+            self._bury(worker)
         self._rescue_orphans()
+        self._mind_broker(lambda: self._mourn(living))
         self._mind_broker(lambda: self._lost_messages.resend(living, self._worker_id))
 
-    def _bury(self, worker: WorkerRow, living: list[WorkerRow]) -> None:
-        """Give to others what a dead worker ran and had taken.
+    def _bury(self, worker: WorkerRow) -> None:
+        """Give to others what a dead worker ran, and have it mourned, even if the answer to the burial is lost.
 
         What it ran is listed before it is forgotten: should it come back, what it claims afterwards is not lost.
         """
         running = self._store.list_running_on(worker.id)
+        self._mourned[worker.id] = worker
         if not self._store.try_bury_worker(worker.id, worker.beat):
+            del self._mourned[worker.id]
             return  # it came back, or another sweep was first
         logger.error("worker %s (pid %d) is dead: its tasks are dispatched again", worker.hostname, worker.pid)
         for work in running:
             self._rescue(work, "its worker died")
-        self._mind_broker(lambda: self._lost_messages.mourn(worker, living))
+
+    def _mourn(self, living: list[WorkerRow]) -> None:
+        """Give to others what dead workers had taken; again with the next sweep, should it fail."""
+        came_back = {worker.id for worker in living}
+        for worker in list(self._mourned.values()):
+            if worker.id not in came_back:
+                self._lost_messages.mourn(worker, living)
+            del self._mourned[worker.id]
 
     def _rescue_orphans(self) -> None:
         """Attempts of workers that nobody knows, in two sweeps with the same token.

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from billiard.einfo import ExceptionInfo
 from celery import Task
 from sqlalchemy import func, select
@@ -198,6 +199,29 @@ def test_what_a_dead_worker_had_taken_is_sent_again_before_its_lease_ends(new_da
         assert [run.wait(30) for run in runs] == ["completed"] * 4
 
     assert count_resends(dag) == 4
+
+
+def test_what_a_dead_worker_had_taken_is_sent_again_also_when_the_answer_to_its_burial_was_lost(
+    new_dag: Callable[..., Dagabaaz], monkeypatch: pytest.MonkeyPatch
+):
+    dag = new_dag(**QUICK | {"dagabaaz_resend_after": 3600.0})
+    dag.plugin(nothing, name="work")
+    run = start(dag, node("a", plugin="work"))
+    wait_until(lambda: statuses(run) == ["queued"], "the task is published")
+    assert dag.app.control.purge() == 1
+    store = dag._runtime.store
+    queues = [dag.app.conf.task_default_queue]
+    store.announce_worker(WorkerRow(new_id(), "dead", 1, "1", beat=0, queues=queues, plugins=[], holding=[]))
+    bury = store.try_bury_worker
+
+    def bury_without_an_answer(worker_id: str, beat: int) -> bool:
+        bury(worker_id, beat)
+        raise ConnectionError("the connection was lost after the commit")
+
+    monkeypatch.setattr(store, "try_bury_worker", bury_without_an_answer)
+
+    with embedded_worker(dag.app):
+        assert run.wait(30) == RunStatus.COMPLETED
 
 
 def test_an_attempt_that_is_dropped_leaves_no_garbage(new_dag: Callable[..., Dagabaaz]):
