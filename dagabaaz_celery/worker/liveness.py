@@ -68,6 +68,18 @@ def held_attempt_ids(consumer: Any = None) -> set[str]:
     return {request.id for request in known if _ID.fullmatch(str(request.id))}
 
 
+def begun_attempt_ids() -> set[str]:
+    """Ids of the tasks that this worker's pool has begun, or may have, and not ended.
+
+    A message that came again is none of them before the pool takes it: the process that had the first may have died,
+    and the second may wait here for long.
+    """
+    waiting = (
+        request for request in _list_now(worker_state.reserved_requests) if not request.delivery_info["redelivered"]
+    )
+    return {request.id for request in (*_list_now(worker_state.active_requests), *waiting)}
+
+
 def _list_now(requests: Any) -> list[Any]:
     """What a WeakSet holds; to iterate over one fails when another thread adds to it meanwhile, as Celery does."""
     return [request for reference in list(requests.data) if (request := reference()) is not None]

@@ -9,6 +9,7 @@ wait for the other.
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ from dagabaaz_celery.stores.sql.records import Owed, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.worker.broker import BROKER_ERRORS
-from dagabaaz_celery.worker.liveness import Heart, Watch, held_attempt_ids, log_failure
+from dagabaaz_celery.worker.liveness import Heart, Watch, begun_attempt_ids, log_failure
 from dagabaaz_celery.worker.outcome import stop_flag, wait_out
 from dagabaaz_celery.worker.redis_mend import mend_redis_transport
 from dagabaaz_celery.worker.resend import LostMessages
@@ -66,7 +67,8 @@ class Sweeper:
         self._lost_messages = LostMessages(runtime.broker, runtime.store, runtime.publisher)
         self._callbacks = _CallbackThread(runtime, self._queue.callbacks)
         self._mourned: dict[str, WorkerRow] = {}
-        self._missing: dict[str, str | None] = {}
+        #: Claims whose task was not found in the pool, and since when.
+        self._missing: dict[tuple[str, str | None], float] = {}
         self._orphans: dict[str, str | None] = {}
 
     def start(self) -> None:
@@ -171,14 +173,20 @@ class Sweeper:
             logger.exception("%s failed; the next sweep tries it again", what)
 
     def _rescue_own_lost(self) -> None:
-        """Attempts that the store says run here and that Celery does not hold, in two sweeps with the same token."""
+        """Attempts that the store says run here and that Celery has not begun, for a sweep's interval, as claimed."""
         running = self._store.list_running_on(self._worker_id)
-        held = held_attempt_ids()  # after the question: what was claimed in between is held by now
-        missing = {work.attempt.attempt_id: work for work in running if work.attempt.attempt_id not in held}
-        for attempt_id, work in missing.items():
-            if attempt_id in self._missing and self._missing[attempt_id] == work.attempt.token:
+        begun = begun_attempt_ids()  # after the question: what was claimed in between is among them by now
+        now = time.monotonic()
+        missing: dict[tuple[str, str | None], float] = {}
+        for work in running:
+            attempt = work.attempt
+            if attempt.attempt_id in begun:
+                continue
+            claim = (attempt.attempt_id, attempt.token)
+            missing[claim] = self._missing.get(claim, now)
+            if now - missing[claim] >= self._interval:
                 self._rescue(work, "its process ended without an outcome")
-        self._missing = {attempt_id: work.attempt.token for attempt_id, work in missing.items()}
+        self._missing = missing
 
     def _look_after_workers(self) -> None:
         workers = self._store.list_workers()

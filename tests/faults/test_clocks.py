@@ -141,7 +141,10 @@ def test_a_dead_worker_is_noticed_by_one_with_another_clock(
 
 
 def waits_beyond_delay(journal: Journal, run: Run) -> Iterator[float]:
-    """For each attempt but a task's first, how much longer it waited than it had been told to, in seconds."""
+    """For each attempt but a task's first, how much longer it waited than it had been told to, in seconds.
+
+    Counted from where the attempt before began: it asked for the next while its body was still in progress.
+    """
     entries: dict[tuple[str, int], dict[str, Entry]] = defaultdict(dict)
     for entry in journal.read(run.id):
         if entry.slug in DELAYS:
@@ -149,4 +152,4 @@ def waits_beyond_delay(journal: Journal, run: Run) -> Iterator[float]:
     for (task_id, attempt), entry in entries.items():
         before = entries.get((task_id, attempt - 1))
         if before is not None:
-            yield entry["begun"].at - before["raised"].at - DELAYS[entry["begun"].slug]
+            yield entry["begun"].at - before["begun"].at - DELAYS[entry["begun"].slug]

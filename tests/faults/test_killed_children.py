@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from dagabaaz_celery.run import Run
 from dagabaaz_celery.settings import Settings
 from tests.faults.app_under_test import Journal
 from tests.faults.catalogue import IS_FULL
+from tests.faults.gated import make_pipeline, start_workers, wait_until_held
 from tests.faults.injection import FaultPoints
 from tests.faults.nodes import WorkerContainer
 from tests.processes import wait_until
@@ -253,3 +255,26 @@ class TestDefaultSettings:
             worker.ready()
         scene = Scene(dag, journal, points, workers, killed="worker")
         kill_everywhere(scene, TYPICAL, record, "with default settings, a solo worker's work goes on after")
+
+
+@pytest.mark.fault(1, short=["sqlite-redis"])
+def test_what_a_dead_child_had_is_found_although_its_message_waits_behind_others(
+    dag: Dagabaaz, journal: Journal, start_worker: Callable[..., CeleryTestWorker], tmp_path: Path
+) -> None:
+    # Given one worker of two processes, both in bodies that go on, with more messages waiting in it
+    gate = tmp_path / "gate"
+    (worker,) = start_workers(start_worker, "prefork")
+    count = 4  # as many as the worker takes at a time, so that there is room for a message that comes again
+    run = dag.start(make_pipeline(gate), {"count": count})
+    wait_until_held(journal, "gate", [worker], at_once=2)
+    # When one of them is killed, and the broker gives its message back to the same worker
+    victim = journal.open_bodies()[0]
+    worker.container.kill_child(victim.pid)
+    # Then its loss is found while all processes are in other bodies
+    wait_until(
+        lambda: [task.recoveries for task in run.tasks() if task.id == victim.task_id] == [1], "it is found", PATIENCE
+    )
+    assert not gate.exists()
+    gate.touch()
+    assert run.wait(PATIENCE) == "completed", run.error
+    assert run.result("total") == sum(range(count))
