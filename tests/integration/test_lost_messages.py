@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -221,3 +222,34 @@ def test_what_was_seen_before_the_broker_was_away_says_nothing_afterwards(watche
     watcher.look_long([given_out])
 
     assert returned not in watcher.resent()
+
+
+def test_a_task_that_may_have_been_sent_twice_passes_nothing(watcher: Watcher):
+    runtime = watcher.dag._runtime
+    first = watcher.start()
+    backlog = [watcher.start() for _ in range(3)]
+    # Given that the first one was sent without being marked: its publisher died
+    task = runtime.store.tables.task
+    with runtime.store.database.write() as connection:
+        unmarked = task.update().where(task.c.attempt_id == first)
+        connection.execute(unmarked.values(status="pending", queue=None, queued_at=None, lease_until=1))
+    # and that a sweep sent it again, behind the others
+    runtime.publish_due(10)
+    watcher.lose_first()
+
+    watcher.look_long([first])
+
+    assert not watcher.resent() & {*backlog}
+
+
+def test_when_a_task_was_sent_does_not_depend_on_the_settings_of_who_asks(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+):
+    store = watcher.dag._runtime.store
+    before = store.read_clock()
+    attempt = watcher.start()
+    monkeypatch.setattr(store, "policy", replace(store.policy, resend_after=3600.0))
+
+    assert store.find_sent_before(watcher.queue, before, 10, within=7200) == []
+    ((found, sent_at),) = store.find_sent_before(watcher.queue, store.read_clock() + 1, 10, within=7200)
+    assert (found.attempt_id, sent_at > before) == (attempt, True)

@@ -276,6 +276,7 @@ class RunModel:
     def lease(self, attempts: Iterable[AttemptKey], now: float) -> None:
         """A sweep took these to publish them."""
         for task in map(self._get, attempts):
+            task.resends += task.lease is not None
             task.lease = now + LEASE
 
     def list_suspects(self, now: float) -> list[AttemptKey]:

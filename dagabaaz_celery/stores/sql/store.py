@@ -414,7 +414,7 @@ class SqlStore:
                 recoveries=recoveries,
                 delay=int(delay * MICROSECONDS),
                 # A delay within a sweep's time is left to the broker; should that lose it, the sweep has it then.
-                lease=int(delay * MICROSECONDS) + self._lease if is_short else -1,
+                lease=int(delay * MICROSECONDS) + self._lease if is_short else None,
                 reason=reason,
             )
             if not won:
@@ -683,7 +683,7 @@ class SqlStore:
             return self.rows.tasks.read_clock(connection)
 
     def find_published(self, attempt_ids: Sequence[str]) -> list[Published]:
-        """Those of these attempts that were published to a known queue, whatever became of them since."""
+        """Those of these attempts that were published once, to a known queue, whatever became of them since."""
         with self.read() as connection:
             return self.rows.tasks.find_published(connection, attempt_ids)
 
@@ -693,9 +693,7 @@ class SqlStore:
         """Attempts that wait in a queue, last sent before a time, whose lease ends ``within`` seconds; with when."""
         micros = int(within * MICROSECONDS)
         with self.read() as connection:
-            return self.rows.tasks.find_sent_before(
-                connection, queue, before, lease=self._resend_after, limit=limit, within=micros
-            )
+            return self.rows.tasks.find_sent_before(connection, queue, before, limit=limit, within=micros)
 
     def lease_lost_tasks(self, attempt_ids: Sequence[str], *, within: float = 0.0) -> list[Dispatch]:
         """Take attempts whose messages are lost and whose lease ends ``within`` seconds, to send them again."""

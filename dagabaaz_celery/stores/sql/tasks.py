@@ -9,7 +9,6 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Connection,
     Row,
@@ -278,7 +277,12 @@ class TaskRows:
         self._lease = (
             update(task)
             .where(task.c.id.in_(bindparam("b_ids", expanding=True)))
-            .values(lease_until=now() + bindparam("b_lease"))
+            # Whoever had a lease that ran out may have sent it already. In this order: MariaDB, which goes from left to
+            # right, must see the old lease.
+            .ordered_values(
+                (task.c.resends, task.c.resends + case((task.c.lease_until.is_not(None), 1), else_=0)),
+                (task.c.lease_until, now() + bindparam("b_lease")),
+            )
         )
         among = (task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),)
         self._release = (
@@ -338,19 +342,20 @@ class TaskRows:
         self._queued_among = select(func.count()).select_from(task).where(*among, task.c.queue == bindparam("b_queue"))
         dispatch = (task.c.attempt_id, task.c.id, task.c.run_id, task.c.node_index, task.c.retries)
         self._published = select(*dispatch, task.c.queue, task.c.queued_at, task.c.claimed_at).where(
-            task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)), task.c.queue.is_not(None)
+            task.c.attempt_id.in_(bindparam("b_attempts", expanding=True)),
+            task.c.queue.is_not(None),
+            task.c.resends == 0,
         )
-        sent_at = task.c.lease_until - bindparam("b_lease", type_=BigInteger()) * (task.c.resends + 1)
         self._sent_before = (
-            select(*dispatch, sent_at.label("sent_at"))
+            select(*dispatch, task.c.queued_at)
             .where(
                 *queued,
                 task.c.queue == bindparam("b_queue"),
                 task.c.lease_until < lease_ends,
-                sent_at < bindparam("b_before"),
+                task.c.queued_at < bindparam("b_before"),
                 may_publish,
             )
-            .order_by(sent_at, task.c.id)
+            .order_by(task.c.queued_at, task.c.id)
             .limit(bindparam("b_limit"))
         )
         self._lost = (
@@ -370,7 +375,9 @@ class TaskRows:
             .values(lease_until=now() + bindparam("b_lease") * (task.c.resends + 2), resends=task.c.resends + 1)
         )
         self._mark_resent = (
-            update(task).where(*among).values(lease_until=now() + bindparam("b_lease") * (task.c.resends + 1))
+            update(task)
+            .where(*among)
+            .values(queued_at=now(), lease_until=now() + bindparam("b_lease") * (task.c.resends + 1))
         )
 
     # -- making tasks
@@ -380,8 +387,8 @@ class TaskRows:
         if rows:
             connection.execute(self._insert, rows)
 
-    def insert_leased(self, connection: Connection, rows: Sequence[dict[str, Any]], lease: int) -> None:
-        """Insert owed tasks that the caller will publish within ``lease`` microseconds."""
+    def insert_leased(self, connection: Connection, rows: Sequence[dict[str, Any]], lease: int | None) -> None:
+        """Insert owed tasks that the caller will publish within ``lease`` microseconds, or that nobody has (None)."""
         if rows:
             connection.execute(self._insert_leased, [{**row, "b_lease": lease} for row in rows])
 
@@ -469,12 +476,12 @@ class TaskRows:
         retries: int,
         recoveries: int,
         delay: int,
-        lease: int,
+        lease: int | None,
         reason: TaskError,
     ) -> bool:
         """Replace the current attempt by a new one, owed after ``delay`` microseconds; True if this call did.
 
-        ``lease``: for so many microseconds the caller itself will publish it (negative: the sweep may at once).
+        ``lease``: for so many microseconds the caller itself will publish it (None: the sweep may at once).
         """
         won = self._guard(
             connection,
@@ -559,7 +566,10 @@ class TaskRows:
         return time
 
     def find_published(self, connection: Connection, attempt_ids: Sequence[str]) -> list[Published]:
-        """Those of these attempts that were published to a known queue, whatever became of them since."""
+        """Those of these attempts that were published to a known queue, and once only, whatever became of them since.
+
+        Of one that was sent twice nobody can say which of its messages was given out.
+        """
         found: list[Published] = []
         for chunk in _chunks(attempt_ids):
             rows = connection.execute(self._published, {"b_attempts": chunk}).all()
@@ -571,15 +581,15 @@ class TaskRows:
         return found
 
     def find_sent_before(
-        self, connection: Connection, queue: str, before: int, *, lease: int, limit: int, within: int = 0
+        self, connection: Connection, queue: str, before: int, *, limit: int, within: int = 0
     ) -> list[tuple[Dispatch, int]]:
         """Attempts that wait in a queue and were last sent before a time, with when; oldest first.
 
-        Their lease ends ``within`` microseconds. When an attempt was last sent follows from it: it began then.
+        Their lease ends ``within`` microseconds.
         """
-        key = {"b_queue": queue, "b_before": before, "b_lease": lease, "b_limit": limit, "b_within": within}
+        key = {"b_queue": queue, "b_before": before, "b_limit": limit, "b_within": within}
         rows = connection.execute(self._sent_before, key).all()
-        return list(zip(self._to_dispatches(connection, rows), (row.sent_at for row in rows), strict=True))
+        return list(zip(self._to_dispatches(connection, rows), (row.queued_at for row in rows), strict=True))
 
     def lease_lost(
         self, connection: Connection, attempt_ids: Sequence[str], lease: int, *, within: int = 0

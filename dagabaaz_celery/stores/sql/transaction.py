@@ -408,7 +408,7 @@ class RunTransaction:
             self._task_row(node_index, work, first_ordinal + offset, new_id()) for offset, work in enumerate(planned)
         ]
         # What a paused run owes is nobody's: the resume has it published.
-        self.rows.tasks.insert_leased(self.connection, rows, -1 if self.run.paused else self._lease)
+        self.rows.tasks.insert_leased(self.connection, rows, None if self.run.paused else self._lease)
         if not self.run.paused:
             self.aftermath.publish += [self._dispatch(row) for row in rows]
 
