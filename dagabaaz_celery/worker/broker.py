@@ -12,9 +12,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import amqp
+from amqp.exceptions import MessageNacked
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 from kombu.messaging import Producer
@@ -37,11 +38,27 @@ _UNLIMITED = 2**20
 _REDIS_BOUNDS = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
 
 
+class Refused(OperationalError):
+    """The broker is there, and does not take a message: what it says of the queue or the exchange."""
+
+
+class Target(NamedTuple):
+    """Where a message goes; "" for what routing does not name."""
+
+    queue: str
+    exchange: str
+
+    def __str__(self) -> str:
+        return f"the exchange {self.exchange!r}" if self.exchange else f"the queue {self.queue!r}"
+
+
 class Link:
     """One open connection, with a producer, for one thread at a time."""
 
-    def __init__(self, connection: Any, *, confirms: bool) -> None:
+    def __init__(self, connection: Any) -> None:
         self.connection = connection
+        #: What has taken a message over this link.
+        self.known_targets: set[Target] = set()
         self._errors = (*connection.connection_errors, *connection.channel_errors)
         with self.library_errors():
             # Each of the app's alternative servers once: who sweeps next tries again.
@@ -50,7 +67,7 @@ class Link:
             self._bound_socket()
             self.producer: Any = Producer(connection)  # type: ignore[no-untyped-call]  # as most of kombu
             channel = self.producer.channel
-            self._confirms = _Confirms(channel) if confirms and isinstance(channel, amqp.Channel) else None
+            self._confirms = _Confirms(channel) if isinstance(channel, amqp.Channel) else None
 
     @contextmanager
     def library_errors(self) -> Iterator[None]:
@@ -62,24 +79,46 @@ class Link:
         except (*BROKER_ERRORS, *self._errors) as error:
             raise OperationalError(f"{type(error).__name__}: {error}") from error
 
-    def send(self, key: str, publish: Callable[[Any], object]) -> None:
-        """Publish one message; with a broker that confirms, it is not known to be taken before ``confirm``."""
-        publish(self.producer)
-        if self._confirms is not None:
-            self._confirms.expect(key)
+    def send(self, publish: Callable[[Any], object]) -> None:
+        """Publish one message; with a broker that confirms, it is not known to be taken before ``confirm``.
+
+        Raises Refused where the broker does not take this message, or one that was sent since the last ``confirm``.
+        """
+        with self._refusals():
+            publish(self.producer)
 
     def confirm(self) -> None:
-        """Wait until everything sent is confirmed."""
+        """Wait until everything sent is confirmed. Raises Refused, too."""
         if self._confirms is not None:
-            with self.library_errors():
+            with self._refusals():
                 self._confirms.wait()
 
     def take_unconfirmed(self) -> set[str]:
-        """Keys of what was sent and not confirmed, or came back; asked once, at the end."""
+        """Attempt ids of what was sent since the last call and not confirmed."""
         return set() if self._confirms is None else self._confirms.take_unconfirmed()
 
+    def take_refused(self) -> dict[str, str]:
+        """Attempt ids of what was sent since the last call and came back, each with the broker's reason."""
+        return {} if self._confirms is None else self._confirms.take_refused()
+
+    @contextmanager
+    def _refusals(self) -> Iterator[None]:
+        """RabbitMQ closes the channel of whoever sends what it refuses; the connection stays good."""
+        with self.library_errors():
+            try:
+                yield
+            except (MessageNacked, amqp.ChannelError, OperationalError) as error:
+                cause = error.__cause__ if isinstance(error, OperationalError) else error
+                if isinstance(cause, MessageNacked):
+                    return  # raised for an app's own confirm_publish, and noted by then as refused
+                is_refusal = isinstance(cause, amqp.ChannelError) and self.connection.connected
+                if self._confirms is None or not is_refusal:
+                    raise
+                self._confirms.begin()
+                raise Refused(str(cause)) from error
+
     def is_alive(self) -> bool:
-        """Whether an idle link can be used: RabbitMQ may have ended it, or have sent heartbeats meanwhile."""
+        """Whether an idle link can be used: RabbitMQ may have ended it meanwhile."""
         raw = self.connection.connection
         if not isinstance(raw, amqp.Connection):
             return True  # redis-py looks for itself
@@ -87,18 +126,20 @@ class Link:
             with selectors.DefaultSelector() as selector:
                 selector.register(raw.sock, selectors.EVENT_READ)
                 while selector.select(0):
-                    raw.drain_events(timeout=_PATIENCE)
+                    raw.blocking_read(_PATIENCE)
         except (*BROKER_ERRORS, *self._errors):
             return False
         return True
 
     def count_messages(self, queue: str) -> int:
-        """Messages that wait in a queue; one that is gone has none."""
+        """Messages that wait in a queue; one that is gone has none. Raises OperationalError where it is not known."""
         with self.library_errors():
             channel = self.connection.channel()  # RabbitMQ closes the channel that asked for a queue that is gone
             try:
                 return int(channel.queue_declare(queue=queue, passive=True).message_count)
-            except self.connection.channel_errors:
+            except amqp.ChannelError as error:
+                if "no queue" not in str(error):  # RabbitMQ says 404 of one that is on a node that is down, too
+                    raise
                 return 0
             finally:
                 channel.close()
@@ -139,18 +180,23 @@ class _Confirms:
 
     def __init__(self, channel: amqp.Channel) -> None:
         self._channel = channel
+        self._publish = channel.basic_publish
         self._last = 0
-        self._open: dict[int, str] = {}
-        self._refused: set[str] = set()
-        channel.confirm_select()
+        self._open: dict[int, str | None] = {}
+        self._lost: set[str | None] = set()
+        self._refused: dict[str | None, str] = {}
+        channel.basic_publish = self._count_and_publish
         channel.events["basic_ack"].add(self._on_ack)
         channel.events["basic_nack"].add(self._on_nack)
         channel.events["basic_return"].add(self._on_return)
+        self.begin()
 
-    def expect(self, key: str) -> None:
-        """A message was published."""
-        self._last += 1
-        self._open[self._last] = key
+    def begin(self) -> None:
+        """The channel is new, or open again after the broker closed it: that counts from one."""
+        self._lost.update(self._open.values())
+        self._open.clear()
+        self._last = 0
+        self._channel.confirm_select()
 
     def wait(self) -> None:
         """Until all are confirmed; raises OSError when the broker says nothing for too long."""
@@ -158,9 +204,27 @@ class _Confirms:
             self._channel.connection.drain_events(timeout=_PATIENCE)
 
     def take_unconfirmed(self) -> set[str]:
-        """Keys that RabbitMQ did not confirm, or refused."""
-        unconfirmed, self._refused = {*self._open.values(), *self._refused}, set()
-        return unconfirmed
+        """Attempt ids that RabbitMQ did not confirm."""
+        unconfirmed, self._lost = {*self._open.values(), *self._lost}, set()
+        return {key for key in unconfirmed if key is not None}
+
+    def take_refused(self) -> dict[str, str]:
+        """Attempt ids that RabbitMQ refused, with its reasons."""
+        refused, self._refused = self._refused, {}
+        return {key: reason for key, reason in refused.items() if key is not None}
+
+    def _count_and_publish(self, message: amqp.Message, *args: Any, **kwargs: Any) -> Any:
+        """With task_send_sent_event Celery publishes an event after each task, which RabbitMQ confirms as well."""
+        self._last += 1
+        self._open[self._last] = message.properties.get("correlation_id")
+        try:
+            return self._publish(message, *args, **kwargs)
+        except MessageNacked:
+            raise
+        except Exception:  # it was not sent, or the channel is at its end
+            self._open.pop(self._last, None)
+            self._last -= 1
+            raise
 
     def _on_ack(self, delivery_tag: int, multiple: bool) -> None:
         for tag in self._tags(delivery_tag, multiple):
@@ -168,12 +232,12 @@ class _Confirms:
 
     def _on_nack(self, delivery_tag: int, multiple: bool) -> None:
         for tag in self._tags(delivery_tag, multiple):
-            self._refused.add(self._open.pop(tag))
+            self._refused[self._open.pop(tag, None)] = "it was not accepted (basic.nack): the queue may be full"
 
     def _on_return(self, error: Exception, exchange: str, routing_key: str, message: amqp.Message) -> None:
         """No queue takes it. RabbitMQ confirms it all the same, after this."""
-        logger.warning("no queue takes messages for %r by exchange %r: %s", routing_key, exchange, error)
-        self._refused.add(str(message.properties.get("correlation_id")))
+        reason = f"no queue takes messages for {routing_key!r} by exchange {exchange!r}: {error}"
+        self._refused[message.properties.get("correlation_id")] = reason
         self._channel.connection.client.declared_entities.clear()  # the queue was deleted: it is declared anew
 
     def _tags(self, delivery_tag: int, multiple: bool) -> list[int]:
@@ -254,12 +318,14 @@ class Broker:
             link.close()
 
     def _open(self) -> Link:
-        given = self._app.conf.broker_transport_options
         connection = self._app.connection_for_write()
         driver = connection.transport.driver_type
         if driver == "redis":
             connection.transport_options = {**_REDIS_BOUNDS, **connection.transport_options}
-        return Link(connection, confirms=driver == "amqp" and not given.get("confirm_publish"))
+        elif driver == "amqp":
+            # Nobody would send ours from a link that lies idle, and RabbitMQ's count as a word in every wait.
+            connection.transport_options = {**connection.transport_options, "heartbeat": 0}
+        return Link(connection)
 
     def _leave_links_to_parent(self) -> None:
         """A forked child opens connections of its own. Kept, as closing these would end the parent's."""

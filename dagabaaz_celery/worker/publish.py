@@ -2,12 +2,11 @@
 
 import logging
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from celery import Celery
-from kombu.exceptions import OperationalError
 
 from dagabaaz_celery.errors import SecretExposed
 from dagabaaz_celery.json_door import check_json
@@ -15,7 +14,7 @@ from dagabaaz_celery.secret_references import resolve_references
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import Dispatch, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore
-from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker, Link
+from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker, Link, Refused, Target
 from dagabaaz_celery.worker.forks import fork_gate
 from dagabaaz_celery.worker.registry import PluginRegistry
 
@@ -31,6 +30,10 @@ _CLOCK_MARGIN = 0.05
 _OUR_OPTIONS = {"retry": False, "retry_policy": None, "mandatory": True}
 #: Messages sent before the broker's word for them is awaited and they are marked. Few, so that marks come soon.
 _BATCH = 200
+#: Seconds until what the broker refused is sent again: its queue has to be mended by somebody.
+_REFUSED_PAUSE = 30.0
+#: Messages of a batch that one target may refuse before the others for it are not tried.
+_MAX_REFUSALS = 3
 
 FailTask = Callable[[str, TaskError], object]
 
@@ -57,7 +60,10 @@ class Publisher:
         self._eager = _EagerQueue()
 
     def publish(self, dispatches: Sequence[Dispatch]) -> bool:
-        """Publish and mark as queued; False with the broker away: they stay owed, and the next sweep tries again."""
+        """Publish and mark as queued; False with the broker away: they stay owed, and the next sweep tries again.
+
+        What a broker refuses that is there stays owed for a later sweep, and holds up nothing else.
+        """
         if self._app.conf.task_always_eager:
             self._eager.run([self._call_eagerly(dispatch) for dispatch in dispatches])
             return True
@@ -68,7 +74,7 @@ class Publisher:
             finally:
                 self._mark(batch)
             if batch.error is not None:
-                owed = [*batch.unsent(), *(dispatch.attempt_id for dispatch in dispatches[start + _BATCH :])]
+                owed = [dispatch.attempt_id for dispatch in (*batch.unsent(), *dispatches[start + _BATCH :])]
                 logger.warning(
                     "the broker is away (%s): %d tasks stay owed, the sweep publishes them", batch.error, len(owed)
                 )
@@ -81,43 +87,79 @@ class Publisher:
         try:
             with self._broker.link() as link:
                 try:
-                    for dispatch in batch.dispatches:
-                        self._send_or_set_aside(dispatch, link, batch)
-                    link.confirm()
+                    self._send_unsent(batch, link)
+                except Refused:  # which of those that were sent together, RabbitMQ does not say
+                    batch.forget(link.take_unconfirmed())
+                    self._send_unsent(batch, link, one_by_one=True)
                 finally:
                     batch.forget(link.take_unconfirmed())
+                    for attempt_id, reason in link.take_refused().items():
+                        batch.refuse(attempt_id, reason)
         except BROKER_ERRORS as error:
             batch.error = error
-        else:
-            if batch.unsent():
-                batch.error = OperationalError("it did not take every message")
 
-    def _send_or_set_aside(self, dispatch: Dispatch, link: Link, batch: "_Batch") -> None:
+    def _send_unsent(self, batch: "_Batch", link: Link, *, one_by_one: bool = False) -> None:
+        for dispatch in batch.unsent():
+            self._send_or_set_aside(dispatch, link, batch, one_by_one=one_by_one)
+        link.confirm()
+
+    def _send_or_set_aside(self, dispatch: Dispatch, link: Link, batch: "_Batch", *, one_by_one: bool) -> None:
+        attempt_id = dispatch.attempt_id
         try:
             with link.library_errors():
-                batch.queues[dispatch.attempt_id] = self._send(dispatch, link)
-        except BROKER_ERRORS:
-            raise
+                target, publish = self._prepare(dispatch)
+                batch.targets[attempt_id] = target
+                if batch.refusals[target] >= _MAX_REFUSALS:
+                    batch.refuse(attempt_id, "it refused others")
+                elif one_by_one or target not in link.known_targets:
+                    self._send_alone(attempt_id, publish, link, batch)
+                else:
+                    link.send(publish)
         except Exception as error:
-            if is_outage(error):
+            batch.forget([attempt_id])
+            if isinstance(error, BROKER_ERRORS) or is_outage(error):
                 raise
-            batch.hopeless[dispatch.attempt_id] = error
+            batch.hopeless[attempt_id] = error
+
+    def _send_alone(self, attempt_id: str, publish: Callable[[Any], object], link: Link, batch: "_Batch") -> None:
+        """Send with nothing else under way: a refusal is then of this message, and nothing else is in doubt."""
+        link.confirm()
+        target = batch.targets[attempt_id]
+        try:
+            link.send(publish)
+            link.confirm()
+        except Refused as error:
+            link.known_targets.discard(target)
+            link.take_unconfirmed()  # that it is refused is known
+            batch.refusals[target] += 1
+            batch.refuse(attempt_id, str(error))
+        else:
+            link.known_targets.add(target)
 
     def _mark(self, batch: "_Batch") -> None:
         """Record what became of a batch; a delayed task stays pending, as nothing is lost before it is due."""
         delayed = {dispatch.attempt_id for dispatch in batch.dispatches if dispatch.delay}
         by_queue: dict[str, list[str]] = {}
-        for attempt_id, queue in batch.queues.items():
+        for attempt_id, target in batch.targets.items():
             if attempt_id not in delayed:
-                by_queue.setdefault(queue, []).append(attempt_id)
+                by_queue.setdefault(target.queue, []).append(attempt_id)
         for queue, attempt_ids in by_queue.items():
             self._store.mark_queued(attempt_ids, queue or None)
+        for (target, reason), attempt_ids in batch.refused.items():
+            logger.warning(
+                "the broker refuses %d tasks for %s (%s): they stay owed, and are sent again in %.0f s",
+                len(attempt_ids),
+                target,
+                reason,
+                _REFUSED_PAUSE,
+            )
+            self._store.postpone(attempt_ids, _REFUSED_PAUSE)
         for attempt_id, error in batch.hopeless.items():
             logger.warning("attempt %s cannot be published, its task fails: %s", attempt_id, error)
             self._fail_task(attempt_id, TaskError(type(error).__name__, str(error)))
 
-    def _send(self, dispatch: Dispatch, link: Link) -> str:
-        """Send one task; the queue that it went to, "" where routing names an exchange only."""
+    def _prepare(self, dispatch: Dispatch) -> tuple[Target, Callable[[Any], object]]:
+        """Where one task is sent, and what sends it by a producer."""
         definition = self._store.definition_of(dispatch.definition_hash).definition
         args, kwargs = self._message_arguments(dispatch)
         name = definition.task_name_of(dispatch.node_index)
@@ -136,13 +178,11 @@ class Publisher:
             "serializer": "json",  # whatever the app sends its own messages as
             **_OUR_OPTIONS,
         }
-        link.send(
-            dispatch.attempt_id,
+        return (
+            Target(_name(options.get("queue")), _name(options.get("exchange"))),
             # A route may name any option: ours win.
             lambda producer: self._app.send_task(name, **{**options, **ours, "producer": producer}),
         )
-        queue = options.get("queue")
-        return "" if queue is None else str(getattr(queue, "name", queue))
 
     def priority_of(self, dispatch: Dispatch) -> Any:
         """With what priority a task is sent; None where nothing says."""
@@ -211,6 +251,11 @@ class Publisher:
         return call
 
 
+def _name(entity: Any) -> str:
+    """Of a queue or an exchange in a task's options."""
+    return "" if entity is None else str(getattr(entity, "name", entity))
+
+
 def _refuse_secret(name: str) -> str:
     raise SecretExposed(
         f"The node names the secret ${name}, and its task runs by Celery's signals alone: its input travels in a "
@@ -223,21 +268,32 @@ class _Batch:
 
     def __init__(self, dispatches: Sequence[Dispatch]) -> None:
         self.dispatches = dispatches
-        #: The queues of those that the broker has, by attempt id.
-        self.queues: dict[str, str] = {}
+        #: Where those are that the broker has, by attempt id.
+        self.targets: dict[str, Target] = {}
         #: Why others can never be sent, by attempt id.
         self.hopeless: dict[str, Exception] = {}
+        #: Those that the broker refused, by target and reason.
+        self.refused: dict[tuple[Target, str], list[str]] = {}
+        #: How often each target was tried in vain.
+        self.refusals: Counter[Target] = Counter()
         self.error: Exception | None = None
+
+    def refuse(self, attempt_id: str, reason: str) -> None:
+        """The broker does not take this one."""
+        target = self.targets.pop(attempt_id, None)
+        if target is not None:
+            self.refused.setdefault((target, reason), []).append(attempt_id)
 
     def forget(self, attempt_ids: Iterable[str]) -> None:
         """The broker does not have these, after all."""
         for attempt_id in attempt_ids:
-            self.queues.pop(attempt_id, None)
+            self.targets.pop(attempt_id, None)
 
-    def unsent(self) -> list[str]:
+    def unsent(self) -> list[Dispatch]:
         """Those that are to be sent again."""
-        ids = (dispatch.attempt_id for dispatch in self.dispatches)
-        return [id_ for id_ in ids if id_ not in self.queues and id_ not in self.hopeless]
+        refused = {attempt_id for attempt_ids in self.refused.values() for attempt_id in attempt_ids}
+        known = {*self.targets, *self.hopeless, *refused}
+        return [dispatch for dispatch in self.dispatches if dispatch.attempt_id not in known]
 
 
 class _EagerQueue:

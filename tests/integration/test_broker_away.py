@@ -12,6 +12,7 @@ from celery.exceptions import CPendingDeprecationWarning
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.models import ConfigSource
 from dagabaaz_celery.testing import embedded_worker
+from dagabaaz_celery.worker import publish
 from tests.integration.celery_support import PATIENCE, node, start, statuses, wait_until
 from tests.integration.shop_plugins import declare_all
 from tests.integration.worker_processes import open_site
@@ -149,8 +150,9 @@ def test_a_restarted_broker_is_found_at_once(hanging: PrivateServer, tmp_path: P
 
 
 def test_what_no_queue_takes_stays_owed_until_there_is_one(
-    rabbitmq: PrivateRabbitMQ, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    rabbitmq: PrivateRabbitMQ, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
+    monkeypatch.setattr(publish, "_REFUSED_PAUSE", 0.5)
     dag = make_dag(rabbitmq, tmp_path)
     start(dag, node("count"))
     with dag.app.connection_for_write() as connection:

@@ -710,6 +710,11 @@ class SqlStore:
         """These could not be published: whoever sweeps next may."""
         self.transact(lambda connection: self.rows.tasks.release(connection, attempt_ids))
 
+    def postpone(self, attempt_ids: Sequence[str], seconds: float) -> None:
+        """These could not be published: whoever sweeps then may."""
+        delay = int(seconds * MICROSECONDS)
+        self.transact(lambda connection: self.rows.tasks.postpone(connection, attempt_ids, delay))
+
     def set_progress(self, attempt: Attempt, done: int, total: int) -> None:
         """Show how far a running attempt is."""
         self.transact(lambda connection: self.rows.tasks.set_progress(connection, attempt, done, total))

@@ -288,6 +288,17 @@ class TaskRows:
         self._release = (
             update(task).where(*among, found_otherwise(task.c.status) == TaskStatus.PENDING).values(lease_until=None)
         )
+        self._postpone = (
+            update(task)
+            .where(*among, found_otherwise(task.c.status) == TaskStatus.PENDING)
+            .values(
+                lease_until=None,
+                not_before=case(
+                    (task.c.not_before > now() + bindparam("b_delay"), task.c.not_before),
+                    else_=now() + bindparam("b_delay"),
+                ),
+            )
+        )
         self._mark = (
             update(task)
             .where(
@@ -638,6 +649,11 @@ class TaskRows:
         """Give back the leases of attempts that could not be published."""
         for chunk in _chunks(attempt_ids):
             connection.execute(self._release, {"b_attempts": chunk})
+
+    def postpone(self, connection: Connection, attempt_ids: Sequence[str], delay: int) -> None:
+        """Owe attempts again that could not be published, after ``delay`` microseconds."""
+        for chunk in _chunks(attempt_ids):
+            connection.execute(self._postpone, {"b_attempts": chunk, "b_delay": delay})
 
     def set_progress(self, connection: Connection, attempt: Attempt, done: int, total: int) -> None:
         """Show how far a running attempt is."""
