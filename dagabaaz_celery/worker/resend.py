@@ -14,7 +14,7 @@ What it had reported to hold is sent again at once, if the books of its queues m
 """
 
 import logging
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from dagabaaz_celery.stores.sql.owed import WorkerRow
@@ -27,6 +27,8 @@ from dagabaaz_celery.worker.publish import Publisher
 logger = logging.getLogger(__name__)
 
 _BATCH = 5000
+#: Messages that are sent before it is noted that they were.
+_SENT_AT_ONCE = 200
 #: Workers that look, of all that live; the others need not.
 _WATCHERS = 2
 #: Heartbeats after which a report is certainly newer than a mark: one may have been under way.
@@ -100,7 +102,10 @@ class _Queue:
 class LostMessages:
     """One worker's look for lost messages; any number of workers may look at once."""
 
-    def __init__(self, broker: Broker, store: SqlStore, publisher: Publisher) -> None:
+    def __init__(
+        self, broker: Broker, store: SqlStore, publisher: Publisher, is_stopping: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._is_stopping = is_stopping
         self._broker = broker
         self._store = store
         self._publisher = publisher
@@ -175,9 +180,13 @@ class LostMessages:
             logger.warning("the broker lost messages of queue %r: %d tasks are sent again", name, again)
 
     def _send_again(self, leased: list[Dispatch]) -> bool:
-        is_sent = self._publisher.publish(leased)
-        self._store.mark_resent([dispatch.attempt_id for dispatch in leased])
-        return is_sent
+        """Send and mark, bit by bit; whether all was sent. The rest is found again when its lease has ended."""
+        for start in range(0, len(leased), _SENT_AT_ONCE):
+            some = leased[start : start + _SENT_AT_ONCE]
+            if self._is_stopping() or not self._publisher.publish(some):
+                return False
+            self._store.mark_resent([dispatch.attempt_id for dispatch in some])
+        return True
 
     def _count_messages(self, name: str) -> int:
         with self._broker.link() as link:

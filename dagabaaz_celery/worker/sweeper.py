@@ -64,7 +64,7 @@ class Sweeper:
             dead_after=settings.dead_after,
         )
         self._watch = Watch(self._heart, dead_after=settings.dead_after)
-        self._lost_messages = LostMessages(runtime.broker, runtime.store, runtime.publisher)
+        self._lost_messages = LostMessages(runtime.broker, runtime.store, runtime.publisher, self._stop.is_set)
         self._callbacks = _CallbackThread(runtime, self._queue.callbacks)
         self._mourned: dict[str, WorkerRow] = {}
         #: Claims whose task was not found in the pool, and since when.

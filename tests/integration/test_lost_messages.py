@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from kombu.exceptions import OperationalError
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.run import Run
 from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.stores.sql.records import Dispatch
 from dagabaaz_celery.worker import resend
 from dagabaaz_celery.worker.resend import LostMessages
 from tests.integration.celery_support import node, start, statuses, wait_until
@@ -79,6 +80,12 @@ class Watcher:
         with self.dag._runtime.store.read() as connection:
             rows = connection.execute(task.select().where(task.c.resends > 0))
             return {row.attempt_id: row.resends for row in rows}
+
+    def sent_since(self, time: int) -> set[str]:
+        """Attempts that are known to be sent after a time of the database's clock."""
+        task = self.dag._runtime.store.tables.task
+        with self.dag._runtime.store.read() as connection:
+            return {row.attempt_id for row in connection.execute(task.select().where(task.c.queued_at > time))}
 
     def _report(self, name: str, beat: int, holding: list[str]) -> WorkerRow:
         return WorkerRow(name, "here", 1, "1", beat, [self.queue], ["work"], holding)
@@ -222,6 +229,33 @@ def test_what_was_seen_before_the_broker_was_away_says_nothing_afterwards(watche
     watcher.look_long([given_out])
 
     assert returned not in watcher.resent()
+
+
+def test_a_broker_that_goes_away_while_messages_are_sent_again_gets_the_rest_later(
+    watcher: Watcher, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(resend, "_SENT_AT_ONCE", 2)
+    attempts = [watcher.start() for _ in range(6)]
+    watcher.dag.app.control.purge()
+    publisher = watcher.dag._runtime.publisher
+    publish = publisher.publish
+    tries: list[set[str]] = []
+
+    def publish_until_it_goes_away(dispatches: Sequence[Dispatch]) -> bool:
+        tries.append({dispatch.attempt_id for dispatch in dispatches})
+        return len(tries) != 2 and publish(dispatches)
+
+    monkeypatch.setattr(publisher, "publish", publish_until_it_goes_away)
+    before = watcher.dag._runtime.store.read_clock()
+
+    watcher.look_until(lambda: len(tries) > 1, [])
+
+    with watcher.dag._runtime.broker.link() as link:
+        assert link.count_messages(watcher.queue) == len(tries[0])
+    assert watcher.sent_since(before) == tries[0]
+    for _ in tries[0]:
+        watcher.lose_first()  # a worker takes those that were sent
+    watcher.look_until(lambda: watcher.sent_since(before) == {*attempts}, sorted(tries[0]))
 
 
 def test_a_task_that_may_have_been_sent_twice_passes_nothing(watcher: Watcher):
