@@ -246,7 +246,9 @@ def test_a_broker_that_goes_away_while_messages_are_sent_again_gets_the_rest_lat
         return len(tries) != 2 and publish(dispatches)
 
     monkeypatch.setattr(publisher, "publish", publish_until_it_goes_away)
-    before = watcher.dag._runtime.store.read_clock()
+    store = watcher.dag._runtime.store
+    before = store.read_clock()
+    wait_until(lambda: store.read_clock() > before + 2e6 * LEASE, "every lease has ended: all are found at once")
 
     watcher.look_until(lambda: len(tries) > 1, [])
 
