@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 #: Our ids are UUIDs of version 7; Celery's own are of version 4.
 _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 
+#: Heartbeats that tell of a message after it came, so that every other worker reads one of them.
+_REPORTS = 3
 #: A heartbeat that comes later than so many intervals is a gap in the observer's own watch.
 _GAP_INTERVALS = 3
 
@@ -86,11 +88,15 @@ def _list_now(requests: Any) -> list[Any]:
 
 
 class Deliveries:
-    """The last of our messages that this worker was given by each route, whatever became of it since."""
+    """The last of our messages that this worker was given by each route, for some heartbeats after it came.
+
+    Not for longer: what is reported counts as held, and this worker may have lost it with its broker's connection.
+    """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._latest: dict[tuple[Any, ...], str] = {}
+        self._reports: dict[str, int] = {}
 
     def connect(self) -> None:
         """Take note from now on."""
@@ -100,9 +106,11 @@ class Deliveries:
         """Take no more note."""
         signals.task_received.disconnect(self._on_received)
 
-    def latest(self) -> set[str]:
-        """The ids, of any task whose id may be one of ours."""
-        return {id_ for id_ in list(self._latest.values()) if _ID.fullmatch(id_)}
+    def report(self) -> set[str]:
+        """The ids for one heartbeat, of any task whose id may be one of ours."""
+        latest = {id_ for id_ in list(self._latest.values()) if _ID.fullmatch(id_)}
+        self._reports = {id_: self._reports.get(id_, 0) + 1 for id_ in latest}
+        return {id_ for id_, count in self._reports.items() if count <= _REPORTS}
 
     def _on_received(self, sender: Any, request: Any, **_: Any) -> None:
         if sender.app is self._app and HEADER in request.request_dict:
@@ -161,7 +169,7 @@ class Heart:
         with fork_gate.inside():
             queues, plugins = self._get_queues(), self._plugin_names()
         # With the last of those that went by: they tell how far the broker has come with a queue.
-        holding = held_attempt_ids(self._get_consumer()) | self._deliveries.latest()
+        holding = held_attempt_ids(self._get_consumer()) | self._deliveries.report()
         alive = self._store.beat(self._worker_id, queues=queues, plugins=plugins, holding=sorted(holding))
         if not alive:
             logger.warning("others took this worker for dead and gave its tasks away; it announces itself again")

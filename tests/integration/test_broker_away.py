@@ -169,7 +169,7 @@ def test_what_no_queue_takes_stays_owed_until_there_is_one(
 
 def test_a_worker_that_holds_messages_when_redis_goes_away_waits_for_it(broker: PrivateRedis, tmp_path: Path):
     with open_site(declare_all) as site:
-        settings = {"broker_url": broker.url, "task_default_queue": tmp_path.name}
+        settings = {"broker_url": broker.url, "task_default_queue": tmp_path.name, "dagabaaz_resend_after": 3.0}
         site.dag.app.conf.update(settings)
         worker = site.start_worker(concurrency=2, broker_connection_max_retries=None, **settings)
         journal = site.directory / "journal"
@@ -181,6 +181,7 @@ def test_a_worker_that_holds_messages_when_redis_goes_away_waits_for_it(broker: 
             input={"n": 3},
         )
         wait_until(lambda: journal.exists() and len(journal.read_text().splitlines()) == 2, "two bodies run")
+        wait_until(lambda: site.logs().count("hold") >= 3, "the third message has been received")
 
         broker.kill()
         wait_until(lambda: "Connection to broker lost" in site.logs(), "it has noticed")
