@@ -12,7 +12,8 @@ export PYTHON
 export PIP_NO_INPUT := 1
 
 TESTS ?= tests
-JOBS ?= 2
+# More than most small machines have cores: these tests wait more than they compute.
+JOBS ?= 3
 # The engine: modules without I/O, whose own unit tests reach at least 95 % of their branches.
 PURE := constants errors models json_door plugins pipes expressions bindings filter schema secret_references store graph topology \
 	orchestrator retry task_input pipeline pipeline_formats pipeline_validation

@@ -64,6 +64,7 @@ class Link:
             # Each of the app's alternative servers once: who sweeps next tries again.
             tries = max(len(connection.alt or ()), 1)
             connection.ensure_connection(max_retries=tries - 1, interval_start=0, interval_step=0, timeout=_PATIENCE)
+            self._raw: Any = connection.connection
             self._bound_socket()
             self.producer: Any = Producer(connection)  # type: ignore[no-untyped-call]  # as most of kombu
             channel = self.producer.channel
@@ -155,8 +156,8 @@ class Link:
     def discard(self) -> None:
         """Drop the connection without a word to a broker that may not answer."""
         with contextlib.suppress(Exception):
-            if isinstance(self.connection.connection, amqp.Connection):
-                self.connection.collect()
+            if isinstance(self._raw, amqp.Connection):
+                self._raw.collect()  # kombu's own would connect anew first, where the connection is lost
             else:
                 self.connection.release()
 
