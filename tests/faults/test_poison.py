@@ -40,7 +40,7 @@ def start_poison(dag: Dagabaaz, plugin: str) -> Any:
     return dag.start(name)
 
 
-@pytest.mark.fault(13, short=["postgresql-redis"])
+@pytest.mark.fault(13, short=["postgresql-redis", "sqlite-rabbitmq"])
 def test_a_poisonous_task_ends_its_own_run_and_no_other(
     dag: Dagabaaz, journal: Journal, start_worker: Callable[..., CeleryTestWorker]
 ) -> None:

@@ -56,7 +56,7 @@ def more_conf(directory: Path) -> dict[str, Any]:
     }
 
 
-@pytest.mark.fault(14, full_only=True)
+@pytest.mark.fault(14, short=["sqlite-redis"])
 def test_a_locked_file_is_waited_for(
     dag: Dagabaaz,
     start_worker: Callable[..., CeleryTestWorker],
@@ -115,7 +115,7 @@ def test_a_full_disk_is_waited_for(
     assert_nothing_was_lost(run, journal)
 
 
-@pytest.mark.fault(14, full_only=True)
+@pytest.mark.fault(14, short=["sqlite-redis"])
 def test_files_that_may_not_grow_are_waited_for(
     dag: Dagabaaz,
     start_worker: Callable[..., CeleryTestWorker],

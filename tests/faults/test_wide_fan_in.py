@@ -106,7 +106,7 @@ def size_of_total(journal: Journal, run: Run) -> int:
     return max(int(size) for run_id, index, size in lines if run_id == run.id and int(index) == TOTAL_INDEX)
 
 
-@pytest.mark.fault(12, full_only=True)
+@pytest.mark.fault(12)
 @pytest.mark.timeout(600)
 def test_a_launch_is_killed_between_its_batches(
     dag: Dagabaaz, points: FaultPoints, workers: list[WorkerContainer]
