@@ -117,6 +117,7 @@ class Tables:
     definition: Table
     pipeline: Table
     run: Table
+    tag: Table
     node: Table
     task: Table
     attempt: Table
@@ -141,6 +142,7 @@ def build_tables(prefix: str = "dagabaaz_", schema: str | None = None) -> Tables
         return f"{prefix}{constraint}"
 
     open_tasks = text(_one_of("status", OPEN_TASK_STATUSES))
+    busy, limited = text("epilogue IS NOT NULL"), text("deadline_at IS NOT NULL")
     delayed = text(f"status = '{TaskStatus.PENDING}' AND not_before IS NOT NULL")
     return Tables(
         metadata=metadata,
@@ -177,11 +179,25 @@ def build_tables(prefix: str = "dagabaaz_", schema: str | None = None) -> Tables
             Column("rollback_status", String(16), nullable=False),
             Column("created_at", BigInteger, nullable=False),
             Column("ended_at", BigInteger),
+            # What goes on after the end: waiting, rollback or finalisers. Null: nothing.
+            Column("epilogue", String(16)),
+            # Microseconds that the run may take, and when they are over; none once it has ended.
+            Column("timeout", BigInteger),
+            Column("deadline_at", BigInteger),
             UniqueConstraint("pipeline", "run_key", name=name("run_key")),
             CheckConstraint(_one_of("status", tuple(RunStatus)), name=name("run_status")),
             CheckConstraint("nodes_done BETWEEN 0 AND nodes_total", name=name("run_nodes_done")),
             Index(name("run_of_status"), "status", "id"),
             Index(name("run_of_pipeline"), "pipeline", "id"),
+            Index(name("run_in_epilogue"), "epilogue", "id", postgresql_where=busy, sqlite_where=busy),
+            Index(name("run_deadline"), "deadline_at", postgresql_where=limited, sqlite_where=limited),
+        ),
+        tag=table(
+            "tag",
+            Column("run_id", Id, primary_key=True),
+            Column("name", String(100), primary_key=True),
+            Column("value", String(200), nullable=False),
+            Index(name("tag_of_runs"), "name", "value", "run_id"),
         ),
         node=table(
             "node",
@@ -221,6 +237,8 @@ def build_tables(prefix: str = "dagabaaz_", schema: str | None = None) -> Tables
             Column("result_shape", String(8)),
             Column("progress_done", BigInteger),
             Column("progress_total", BigInteger),
+            # Microseconds that an attempt may run.
+            Column("timeout", BigInteger),
             Column("error", JsonText),
             UniqueConstraint("attempt_id", name=name("task_attempt")),
             CheckConstraint(_one_of("status", tuple(TaskStatus)), name=name("task_status")),

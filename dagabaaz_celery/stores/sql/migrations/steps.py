@@ -50,6 +50,25 @@ def drop_index(index: str, table: str) -> None:
         op.drop_index(name(index), name(table), schema=_schema())
 
 
+def add_column(table: str, column: Any) -> None:
+    """Add a column; its table's name comes without the prefix."""
+    if not _has_column(table, column.name):
+        op.add_column(name(table), column, schema=_schema())
+
+
+def drop_column(table: str, column: str) -> None:
+    """Drop a column; its table's name comes without the prefix."""
+    if context.is_offline_mode() or _has_column(table, column):
+        op.drop_column(name(table), column, schema=_schema())
+
+
+def _has_column(table: str, column: str) -> bool:
+    """Like ``_has_index``."""
+    if context.is_offline_mode():
+        return False
+    return any(each["name"] == column for each in inspect(op.get_bind()).get_columns(name(table), schema=_schema()))
+
+
 def _has_index(index: str, table: str) -> bool:
     """Whether the database has it; what is written for others to run does not ask, and takes it to be not there."""
     if context.is_offline_mode():
