@@ -26,6 +26,8 @@ def parse_yaml(text: str, *, max_size: int, max_depth: int) -> Any:
         return yaml.SafeLoader("").construct_document(root)
     except yaml.MarkedYAMLError as error:
         what = error.problem or error.context or "not YAML"
+        if "nesting depth" in what:  # newer parsers have a limit of their own, far above this one
+            what = f"nested deeper than {max_depth} levels"
         mark = error.problem_mark or error.context_mark
         raise ValueError(_locate(mark, what) if mark else what) from None
     except yaml.YAMLError as error:  # a character that YAML does not allow: the first line says which
