@@ -24,6 +24,7 @@ from dagabaaz_celery.errors import (
     suggest_closest,
 )
 from dagabaaz_celery.json_door import check_json
+from dagabaaz_celery.models import is_timeout
 from dagabaaz_celery.pipeline import Definition, Pipeline
 from dagabaaz_celery.pipeline_validation import KNOWN_OPTIONS, find_option_problems
 from dagabaaz_celery.plugins import PluginInfo, PluginInputMeta
@@ -229,23 +230,30 @@ class Dagabaaz:
         key: str | None = None,
         version: int | None = None,
         options: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> Run:
         """Start a run and return its handle at once, also when the broker is away: it is published when it is back.
 
         ``pipeline`` is a Pipeline, or the name of a registered or saved one (a ``version`` is looked up among the
         saved). The same ``key`` gives the same run, whatever became of it. ``options`` are Celery options for every
-        task of the run.
+        task of the run. ``timeout``, in place of the pipeline's own, are the seconds after which the run fails.
 
         Raises UnknownPipeline, PipelineError, RunInputError, KeyConflict, and StoreUnavailable with the database away.
         """
-        _refuse_bad_start(key, options or {})
+        _refuse_bad_start(key, options or {}, timeout)
         run_id = new_id()
 
         def start(again: bool) -> Started:
             definition, found_version = self._find_definition(pipeline, version)
             checked = self._prepare_input(definition, input)
             return self._runtime.store.start(
-                definition, checked, run_id=run_id, key=key, version=found_version, options=dict(options or {})
+                definition,
+                checked,
+                run_id=run_id,
+                key=key,
+                version=found_version,
+                options=dict(options or {}),
+                timeout=timeout,
             )
 
         started = call_now(
@@ -375,10 +383,13 @@ class Dagabaaz:
         """A root gets the run input and nothing else: what its body would miss is missing now."""
         problems = []
         for node in definition.nodes:
-            plugin = None if node.depends_on else self._find_plugin(node.plugin)
-            if plugin is not None:
+            given = {**run_input, **dict.fromkeys(node.bindings)}
+            bodies = {node.plugin: given, node.rollback: {**given, "result": None}}
+            for name, task_input in {} if node.depends_on else bodies.items():
+                plugin = self._find_plugin(name) if name else None
                 try:
-                    plugin.parameters.select({**run_input, **dict.fromkeys(node.bindings)})
+                    if plugin is not None:
+                        plugin.parameters.select(task_input)
                 except TaskInputError as error:
                     problems.append(f"node {node.slug!r}: {error.message}")
         if problems:
@@ -477,8 +488,10 @@ def _split_off_routing(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     return {**_PLUGIN_DEFAULTS, **{k: v for k, v in options.items() if k not in routing}}, routing
 
 
-def _refuse_bad_start(key: str | None, options: Mapping[str, Any]) -> None:
+def _refuse_bad_start(key: str | None, options: Mapping[str, Any], timeout: object) -> None:
     problems = [f"start({problem})" for problem in find_option_problems(options)]
+    if timeout is not None and not is_timeout(timeout):
+        problems.append(f"timeout is {timeout!r}: it must be a number of seconds greater than 0")
     if key is not None and not _is_key(key):
         problems.append(
             f"key is {key!r}: it must be a text of 1 to {_MAX_KEY_LENGTH} characters, without control characters, "

@@ -13,7 +13,8 @@ _MAX_PROGRESS = 2**63
 class PluginContext:
     """The task that a body runs for.
 
-    ``attempt`` counts from 1: retries and recoveries raise it. ``slug`` is the node's.
+    ``attempt`` counts from 1: retries and recoveries raise it. ``slug`` is the node's; ``undoes`` tells whether this
+    task undoes one of that node's tasks.
     """
 
     run_id: str
@@ -24,6 +25,8 @@ class PluginContext:
     emit_artifact: Callable[[Any], None]
     report_progress: Callable[[int, int], None]
     ask_cancelled: Callable[[], bool]
+    ask_run: Callable[[], tuple[str, str | None]]
+    undoes: bool = False
 
     @property
     def scratch(self) -> Path:
@@ -59,5 +62,18 @@ class PluginContext:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the run has ended meanwhile, so that a long body may stop; asked at most once a second."""
+        """Whether the run has ended meanwhile, so that a long body may stop; asked at most once a second.
+
+        What follows a run's end, the undoing of its tasks and its finalisers, is not cancelled by it.
+        """
         return self.ask_cancelled()
+
+    @property
+    def run_status(self) -> str:
+        """The run's status as it is now: to a finaliser, how the run ended."""
+        return self.ask_run()[0]
+
+    @property
+    def run_error(self) -> str | None:
+        """Why the run ended badly, in one message; None for one that runs or completed."""
+        return self.ask_run()[1]

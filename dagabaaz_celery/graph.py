@@ -40,8 +40,9 @@ def resolve_dependency_indices(nodes: Sequence[DagNode]) -> list[list[int]]:
 
 
 def find_root_nodes(nodes: Sequence[DagNode]) -> list[int]:
-    """Indices of the nodes without dependencies, ascending."""
-    return [index for index, dependencies in enumerate(resolve_dependency_indices(nodes)) if not dependencies]
+    """Indices of the nodes that a run begins with, ascending: without dependencies, and no finalisers."""
+    deps = resolve_dependency_indices(nodes)
+    return [index for index, node in enumerate(nodes) if not deps[index] and node.run_on is None]
 
 
 def rekey_edge_filters_by_index(node: DagNode, slug_to_index: Mapping[str, int]) -> dict[int, EdgeFilter]:
@@ -57,6 +58,33 @@ def build_children(deps: Sequence[Sequence[int]]) -> list[list[int]]:
         for dependency in deps[index]:
             children[dependency].append(index)
     return children
+
+
+def find_descendants(children: Sequence[Sequence[int]], starts: Iterable[int]) -> set[int]:
+    """Every node that depends on one of these, directly or through others; of the starts themselves only such."""
+    found: set[int] = set()
+    waiting = list(starts)
+    while waiting:
+        new = [child for child in children[waiting.pop()] if child not in found]
+        found.update(new)
+        waiting += new
+    return found
+
+
+def measure_depths(deps: Sequence[Sequence[int]]) -> list[int]:
+    """For each node the length of the longest path that leads to it: 0 for a root. What is in a cycle has depth 0."""
+    children = build_children(deps)
+    missing = [len(dependencies) for dependencies in deps]
+    depths = [0] * len(deps)
+    waiting = [index for index, count in enumerate(missing) if not count]
+    while waiting:
+        index = waiting.pop()
+        for child in children[index]:
+            depths[child] = max(depths[child], depths[index] + 1)
+            missing[child] -= 1
+            if not missing[child]:
+                waiting.append(child)
+    return depths
 
 
 def find_ready_nodes(

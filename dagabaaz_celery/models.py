@@ -3,9 +3,16 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from dagabaaz_celery.constants import ArtifactSelector, FanMode, FilterOperator
+from dagabaaz_celery.constants import (
+    TASK_DONE_STATUSES,
+    ArtifactSelector,
+    FanMode,
+    FilterOperator,
+    RunStatus,
+    TaskStatus,
+)
 
 
 class ExpressionError(ValueError):
@@ -16,6 +23,22 @@ class _Definition(BaseModel):
     """A part of a pipeline definition: a misspelt field is an error, never ignored."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+#: A time that something may take; the longest is some 30 years.
+Seconds = Annotated[float, Field(gt=0, le=1e9, allow_inf_nan=False)]
+
+
+_seconds: TypeAdapter[float] = TypeAdapter(Seconds, config=ConfigDict(strict=True))
+
+
+def is_timeout(value: object) -> bool:
+    """Whether a value is a number of seconds that something may take."""
+    try:
+        _seconds.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 class NodeSource(_Definition):
@@ -79,6 +102,11 @@ class DagNode(_Definition):
     ``{config.key}``; ``options`` are Celery publish options (queue, priority, …); ``max_fan_out`` bounds
     the node's tasks; ``scatter`` makes the node's artifacts their own origins, so that a later GROUPED
     node joins on them; ``on_lost`` says what to do when a worker dies in the body (None: as the plugin says).
+
+    ``on_failure`` says what a failed task means: the run fails; it goes on as if the node had nothing for those behind
+    it (``continue``); it goes on without those behind it (``skip``). ``timeout`` are the seconds that an attempt's body
+    may take. ``rollback`` names the plugin that undoes the node's tasks when the run ends badly. ``run_on`` makes the
+    node a finaliser, which runs once when everything else is over.
     """
 
     name: str = ""
@@ -93,8 +121,12 @@ class DagNode(_Definition):
     max_fan_out: int | None = Field(default=None, ge=1)
     scatter: bool = False
     on_lost: Literal["rerun", "crash"] | None = None
+    on_failure: Literal["fail", "continue", "skip"] = "fail"
+    timeout: Seconds | None = None
+    rollback: str = ""
+    run_on: Literal["success", "failure", "always"] | None = None
 
-    @field_validator("plugin", mode="before")
+    @field_validator("plugin", "rollback", mode="before")
     @classmethod
     def _task_object_to_name(cls, value: object) -> object:
         if (
@@ -104,6 +136,14 @@ class DagNode(_Definition):
         ):
             return value.name  # type: ignore[attr-defined]  # a Celery task, told by its shape: no Celery import here
         return value
+
+    def counts_as_done(self, status: str) -> bool:
+        """Whether a task in this state counts at the node's barrier."""
+        return status in TASK_DONE_STATUSES or (status == TaskStatus.FAILED and self.on_failure != "fail")
+
+    def runs_on(self, status: RunStatus) -> bool:
+        """Whether a finaliser runs after a run that ended so."""
+        return self.run_on == "always" or (self.run_on == "success") == (status == RunStatus.COMPLETED)
 
 
 class DagArtifact(BaseModel):

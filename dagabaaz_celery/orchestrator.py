@@ -145,13 +145,37 @@ def reconcile_run(
     advance.finish(callbacks)
 
 
-def on_task_failed(store: DagStore, *, task_id: str, error_message: str, callbacks: OrchestratorCallbacks) -> None:
-    """Record that a task's body failed, and fail its run: its open tasks are cancelled."""
+def on_task_failed(
+    store: DagStore,
+    *,
+    task_id: str,
+    error_message: str,
+    callbacks: OrchestratorCallbacks,
+    resolve_passthrough: ResolvePassthrough = lambda plugin: False,
+    max_fan_out: int = MAX_FAN_OUT,
+    topology: RunTopology | None = None,
+) -> None:
+    """Record that a task's body failed, and fail its run: its open tasks are cancelled.
+
+    A node with another policy (``on_failure``) goes on instead, as after a task that completed: the store counts the
+    task as done (``DagNode.counts_as_done``). For that the last three arguments are what ``on_task_complete`` takes.
+    """
     context = store.get_task_context(task_id)
     if context is None:
         logger.warning("task %s failed, but the store does not know it: ignored", task_id)
         return
     store.mark_task_failed(task_id, error_message)
+    nodes = store.get_run_nodes(context.run_id)
+    if nodes is not None and nodes[context.node_index].on_failure != "fail":
+        on_task_complete(
+            store,
+            task_id=task_id,
+            callbacks=callbacks,
+            resolve_passthrough=resolve_passthrough,
+            max_fan_out=max_fan_out,
+            topology=topology,
+        )
+        return
     _end_run(store, context.run_id, RunStatus.FAILED, error_message, callbacks)
 
 
@@ -342,7 +366,7 @@ class _Advance:
             ready = find_ready_nodes(
                 topology.deps, self._completed, self._launched, children=topology.children, changed_indices=changed
             )
-            changed = [index for index in ready if self._launch_node(index)]
+            changed = [index for index in ready if index not in topology.finalisers and self._launch_node(index)]
 
     def _launch_node(self, index: int) -> bool:
         """Launch one node, unless a limit stopped this call or another caller has it; True when it closed at once."""
@@ -378,7 +402,7 @@ class _Advance:
 
     def finish(self, callbacks: OrchestratorCallbacks) -> None:
         """Report progress, and end the run when it failed at a limit or every node is completed."""
-        total = len(self._topology.nodes)
+        total = len(self._topology.nodes) - len(self._topology.finalisers)
         if self._has_closed:
             self._store.set_run_progress(self._run_id, self._completed_count)
         if self._limit_error is not None:

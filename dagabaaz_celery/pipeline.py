@@ -16,7 +16,7 @@ from dagabaaz_celery import pipeline_validation as validation
 from dagabaaz_celery.errors import LimitExceeded, NotJson, PipelineError, RunInputError, format_problems
 from dagabaaz_celery.graph import assign_slugs
 from dagabaaz_celery.json_door import check_json
-from dagabaaz_celery.models import DagNode
+from dagabaaz_celery.models import DagNode, Seconds
 from dagabaaz_celery.plugins import PluginCatalog, PluginInfo, PluginLookup
 from dagabaaz_celery.schema import InputFieldSpec, get_pipeline_input_schema, merge_run_input
 
@@ -28,8 +28,8 @@ class Pipeline(formats.PipelineDocument):
     """Nodes under a name: ``Pipeline("media", nodes=[DagNode(slug="source", plugin="fetch"), ...])``.
 
     Nodes may be given as mappings. Those without a slug get one, in the pipeline's own copies: the given nodes stay as
-    they are. ``default_input`` fills what a run's input leaves out. ``version`` is set by the store that keeps
-    the pipeline. Making one checks only the types; ``check`` tells the rest.
+    they are. ``default_input`` fills what a run's input leaves out. ``timeout`` are the seconds that a run may take.
+    ``version`` is set by the store that keeps the pipeline. Making one checks only the types; ``check`` tells the rest.
 
     Raises PipelineError with every problem at once.
     """
@@ -41,9 +41,11 @@ class Pipeline(formats.PipelineDocument):
         description: str = "",
         default_input: Mapping[str, Any] | None = None,
         version: int | None = None,
+        timeout: float | None = None,
         **unknown: Any,
     ) -> None:
-        given = {"name": name, "nodes": nodes, "description": description, "version": version, **unknown}
+        texts = {"name": name, "description": description}
+        given = {**texts, "nodes": nodes, "version": version, "timeout": timeout, **unknown}
         try:
             super().__init__(default_input={} if default_input is None else default_input, **given)
         except ValidationError as error:
@@ -76,12 +78,13 @@ class Pipeline(formats.PipelineDocument):
         Raises PipelineError.
         """
         self.check(catalog)
-        names = dict.fromkeys(node.plugin for node in self.nodes)
+        names = dict.fromkeys(name for node in self.nodes for name in (node.plugin, node.rollback) if name)
         plugins = {name: plugin for name in names if (plugin := catalog.find(name))}
         definition = Definition(
             name=self.name,
             description=self.description,
             default_input=self.default_input,
+            timeout=self.timeout,
             nodes=[
                 node.model_copy(update={"fan_mode": validation.get_effective_fan_mode(node, plugins[node.plugin])})
                 for node in self.nodes
@@ -186,13 +189,17 @@ class PluginSnapshot(BaseModel):
 
 
 class Definition(BaseModel):
-    """A pipeline with everything decided, as its runs keep it: fan modes set, plugins by what they were."""
+    """A pipeline with everything decided, as its runs keep it: fan modes set, plugins by what they were.
+
+    Where a node index is taken, ``~index`` (that is, -1 - index) stands for the undoing of that node.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     description: str = ""
     default_input: dict[str, Any] = {}
+    timeout: Seconds | None = None
     nodes: list[DagNode]
     plugins: dict[str, PluginSnapshot]
 
@@ -205,21 +212,46 @@ class Definition(BaseModel):
         """Whether the plugin only routes (what the engine calls resolve_passthrough)."""
         return self.plugins[plugin_name].passthrough
 
+    @cached_property
+    def finalisers(self) -> frozenset[int]:
+        """Nodes that run when everything else is over."""
+        return frozenset(index for index, node in enumerate(self.nodes) if node.run_on is not None)
+
+    @cached_property
+    def undoable(self) -> frozenset[int]:
+        """Nodes whose tasks can be undone."""
+        return frozenset(index for index, node in enumerate(self.nodes) if node.rollback)
+
+    def node_of(self, node_index: int) -> DagNode:
+        """A node, also by the index of its undoing."""
+        return self.nodes[max(node_index, ~node_index)]
+
+    def says_skip(self, node_index: int) -> bool:
+        """Whether a failed task of the node means that those behind it are skipped."""
+        return self.node_of(node_index).on_failure == "skip"
+
     def plugin_of(self, node_index: int) -> PluginSnapshot:
-        """The plugin behind a node."""
-        return self.plugins[self.nodes[node_index].plugin]
+        """The plugin behind a node, or the one that undoes it."""
+        node = self.node_of(node_index)
+        return self.plugins[node.plugin if node_index >= 0 else node.rollback]
 
     def task_name_of(self, node_index: int) -> str:
         """The Celery task that runs a node."""
         return self.plugin_of(node_index).task_name
 
     def options_of(self, node_index: int) -> dict[str, Any]:
-        """A node's Celery publish options: its plugin's, overlaid by its own."""
-        return {**self.plugin_of(node_index).options, **self.nodes[node_index].options}
+        """A node's Celery publish options: its plugin's, overlaid by its own; an undoing has its plugin's alone."""
+        own = self.nodes[node_index].options if node_index >= 0 else {}
+        return {**self.plugin_of(node_index).options, **own}
+
+    def timeout_of(self, node_index: int) -> float | None:
+        """Seconds that an attempt at a node's task may run; undoing may take its time."""
+        return self.nodes[node_index].timeout if node_index >= 0 else None
 
     def on_lost_of(self, node_index: int) -> Literal["rerun", "crash"]:
         """What to do when a worker dies in a body of the node: as the node says, else as its plugin says."""
-        return self.nodes[node_index].on_lost or self.plugin_of(node_index).on_lost
+        own = self.nodes[node_index].on_lost if node_index >= 0 else None
+        return own or self.plugin_of(node_index).on_lost
 
     def to_json(self) -> str:
         """JSON text that ``from_json`` reads back. Raises PipelineError for what JSON cannot hold."""

@@ -20,6 +20,7 @@ from dagabaaz_celery.models import (
     FilterRule,
     NodeSource,
     RuntimeSource,
+    Seconds,
 )
 
 #: Size of a pipeline file, in bytes of UTF-8, and of a YAML file with its aliases written out.
@@ -46,6 +47,7 @@ class PipelineDocument(BaseModel):
     version: int | None = None
     description: str = ""
     default_input: dict[str, Any] = {}
+    timeout: Seconds | None = None
     nodes: list[DagNode]
 
 

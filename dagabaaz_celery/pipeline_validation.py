@@ -72,7 +72,8 @@ def find_structural_problems(name: str, nodes: Sequence[DagNode], default_input:
         for node in nodes
     ]
     yield from _find_cycles(nodes, deps)
-    if all(node.depends_on for node in nodes):
+    yield from _find_finaliser_problems(nodes)
+    if all(node.depends_on or node.run_on for node in nodes):
         yield "no node can start: each depends on another; remove the dependencies of the one that begins"
 
 
@@ -85,14 +86,34 @@ def find_plugin_problems(nodes: Sequence[DagNode], catalog: PluginCatalog) -> It
             suggestion = suggest_closest(node.plugin, catalog.names())
             yield f"node {node.slug!r}: no plugin is called {node.plugin!r}: {advice}{suggestion}"
             continue
-        if not plugin.wrapped:
-            yield from _find_secret_problems(node, plugin)
-        if plugin.takes_artifacts and "artifacts" not in node.bindings:
-            yield from _find_artifacts_problem(node, plugin)
+        fan_mode = get_effective_fan_mode(node, plugin)
+        yield from _find_body_problems(node, plugin, fan_mode)
+        if node.rollback:
+            yield from _find_rollback_problems(node, fan_mode, catalog)
+
+
+def _find_body_problems(node: DagNode, plugin: PluginInfo, fan_mode: FanMode) -> Iterator[str]:
+    if not plugin.wrapped:
+        yield from _find_secret_problems(node, plugin)
+    if plugin.takes_artifacts and "artifacts" not in node.bindings:
+        yield from _find_artifacts_problem(node, plugin, fan_mode)
+
+
+def _find_rollback_problems(node: DagNode, fan_mode: FanMode, catalog: PluginCatalog) -> Iterator[str]:
+    """The plugin that undoes a node's tasks gets their input."""
+    plugin = catalog.find(node.rollback)
+    if plugin is None:
+        advice = "correct the name, or import the module that registers the plugin before this one"
+        suggestion = suggest_closest(node.rollback, catalog.names())
+        yield f"node {node.slug!r}: rollback names {node.rollback!r}, and no plugin is called so: {advice}{suggestion}"
+    else:
+        yield from _find_body_problems(node, plugin, fan_mode)
 
 
 def get_effective_fan_mode(node: DagNode, plugin: PluginInfo) -> FanMode:
-    """The node's own fan mode, else its plugin's default, else single."""
+    """The node's own fan mode, else its plugin's default, else single; a finaliser gets all that there is."""
+    if node.run_on is not None:
+        return FanMode.AGGREGATE
     if "fan_mode" in node.model_fields_set:
         return node.fan_mode
     return plugin.fan_mode or FanMode.SINGLE
@@ -106,17 +127,39 @@ def _find_secret_problems(node: DagNode, plugin: PluginInfo) -> Iterator[str]:
         )
 
 
-def _find_artifacts_problem(node: DagNode, plugin: PluginInfo) -> Iterator[str]:
+def _find_artifacts_problem(node: DagNode, plugin: PluginInfo, fan_mode: FanMode) -> Iterator[str]:
     if not node.depends_on:
         yield (
             f"node {node.slug!r}: plugin {plugin.name!r} takes `artifacts`, and a root receives the run input instead: "
             "add depends_on, or bind the field `artifacts`"
         )
-    elif get_effective_fan_mode(node, plugin) is FanMode.SINGLE:
+    elif fan_mode is FanMode.SINGLE:
         yield (
             f"node {node.slug!r}: plugin {plugin.name!r} takes `artifacts`, and with fan mode single a task receives "
             "one artifact's own fields: set fan_mode to aggregate (all artifacts) or grouped (those of one origin)"
         )
+
+
+def _find_finaliser_problems(nodes: Sequence[DagNode]) -> Iterator[str]:
+    finalisers = {node.slug for node in nodes if node.run_on}
+    for node in nodes:
+        for slug in dict.fromkeys(node.depends_on):
+            if slug in finalisers and slug != node.slug:
+                yield (
+                    f"node {node.slug!r}: depends_on names the finaliser {slug!r}, which runs when every other node is "
+                    "over: remove it there, or remove run_on from that node"
+                )
+        if node.run_on is None:
+            continue
+        if "fan_mode" in node.model_fields_set and node.fan_mode is not FanMode.AGGREGATE:
+            yield (
+                f"node {node.slug!r}: a finaliser has one task, with all that its dependencies produced: leave out "
+                "fan_mode, or set it to aggregate"
+            )
+        if node.on_failure != "fail":
+            yield f"node {node.slug!r}: a finaliser's failure never changes its run's end: leave out on_failure"
+        if node.rollback:
+            yield f"node {node.slug!r}: a finaliser runs after everything was undone: leave out rollback, or run_on"
 
 
 def _find_repeated_slugs(nodes: Sequence[DagNode]) -> Iterator[str]:

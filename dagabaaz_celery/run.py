@@ -14,9 +14,8 @@ from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
 from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
-from dagabaaz_celery.stores.sql.records import Aftermath, RunRow
+from dagabaaz_celery.stores.sql.records import Aftermath, NodeRow, RollbackStatus, RunRow, plain_value, to_result
 from dagabaaz_celery.worker.foreground import call_now
-from dagabaaz_celery.worker.results import plain_value
 from dagabaaz_celery.worker.runtime import Runtime
 
 logger = logging.getLogger(__name__)
@@ -53,7 +52,12 @@ class RunError:
 
 @dataclass(frozen=True)
 class NodeSnapshot:
-    """A node at one moment. ``tasks`` counts its tasks by status; times are seconds since 1970, database clock."""
+    """A node at one moment. ``tasks`` counts its tasks by status; times are seconds since 1970, database clock.
+
+    ``status`` is failed when one of its tasks failed or crashed, also where the run goes on. ``rollback`` tells how far
+    the node's undoing is: "blocked" until it is its turn, "running", "completed" or "failed"; None where there is none.
+    ``rollback_tasks`` counts the tasks that undo by status.
+    """
 
     slug: str
     name: str
@@ -64,14 +68,16 @@ class NodeSnapshot:
     tasks: dict[str, int]
     started_at: float | None
     ended_at: float | None
+    rollback: str | None
+    rollback_tasks: dict[str, int]
 
 
 @dataclass(frozen=True)
 class TaskSnapshot:
     """A task at one moment.
 
-    ``attempt`` counts from 1, and ``attempt_id`` is the Celery task id of the current one. ``progress`` is what its
-    body last showed, (done, total).
+    ``rollback`` tells that the task undoes the one of the same node and ordinal. ``attempt`` counts from 1, and
+    ``attempt_id`` is the Celery task id of the current one. ``progress`` is what its body last showed, (done, total).
     """
 
     id: str
@@ -84,6 +90,7 @@ class TaskSnapshot:
     recoveries: int
     progress: tuple[int, int] | None
     error: str | None
+    rollback: bool
 
 
 @dataclass(frozen=True)
@@ -97,6 +104,7 @@ class RunSnapshot:
     status: RunStatus
     paused: bool
     generation: int
+    rollback_status: RollbackStatus
     nodes: list[NodeSnapshot]
     error: RunError | None
     created_at: float
@@ -134,8 +142,15 @@ class Run:
         """What the run was started with, defaults included."""
         return self._runtime.store.get_run_input(self.id)
 
-    def wait(self, timeout: float | None = None) -> RunStatus:
+    @property
+    def rollback_status(self) -> RollbackStatus:
+        """How far the undoing of the run is: "none", "running", "done" or "failed"."""
+        return self._row().rollback_status
+
+    def wait(self, timeout: float | None = None, *, rollback: bool = False) -> RunStatus:
         """Wait until the run has ended, however it did; returns its status. A database that is away is waited out.
+
+        With ``rollback`` it waits for all that follows the end, too: the undoing of tasks, and finalisers.
 
         Raises WaitTimeout after ``timeout`` seconds (the run goes on), and WaitRefused inside a task: its worker
         might be the very one that the run waits for.
@@ -147,7 +162,7 @@ class Run:
             )
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_PAUSE
-        while (status := self._look(deadline)) not in RUN_TERMINAL_STATUSES:
+        while (status := self._look(deadline, rollback)) not in RUN_TERMINAL_STATUSES:
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeout(
                     f"Run {self.id} is {status} after {timeout} s; it goes on. {self._describe_open_tasks()} Wait "
@@ -155,12 +170,13 @@ class Run:
                 )
             time.sleep(pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
-        return status
+        return RunStatus(status)
 
-    def _look(self, deadline: float | None) -> RunStatus:
-        """The status; while the database is away before the deadline, as if the run were running."""
+    def _look(self, deadline: float | None, whole: bool) -> str:
+        """The status, with ``whole`` also of what follows the end; while the database is away, as if the run ran."""
         try:
-            return self.status
+            row = self._row()
+            return row.status if row.epilogue is None or not whole else f"{row.status}, in its {row.epilogue} phase,"
         except DATABASE_ERRORS as error:
             if not is_outage(error) or (deadline is not None and time.monotonic() >= deadline):
                 raise
@@ -183,6 +199,7 @@ class Run:
         with store.read() as connection:
             run = store.require_run(connection, self.id)
             nodes = store.rows.nodes.get_all(connection, self.id)
+            undoing = {~node.index: node for node in store.rows.nodes.get_undoing(connection, self.id)}
             counts = store.rows.tasks.count_by_status(connection, self.id)
             definition = store.definitions.get(connection, run.definition_hash).definition
         return RunSnapshot(
@@ -193,6 +210,7 @@ class Run:
             status=run.status,
             paused=run.paused,
             generation=run.generation,
+            rollback_status=run.rollback_status,
             nodes=[
                 NodeSnapshot(
                     slug=definition.nodes[node.index].slug,
@@ -204,6 +222,8 @@ class Run:
                     tasks=counts.get(node.index, {}),
                     started_at=_seconds(node.opened_at),
                     ended_at=_seconds(node.closed_at),
+                    rollback=_describe_undoing(undoing.get(node.index)),
+                    rollback_tasks=counts.get(~node.index, {}),
                 )
                 for node in nodes
             ],
@@ -213,7 +233,7 @@ class Run:
         )
 
     def tasks(self) -> list[TaskSnapshot]:
-        """Every task of the run, by node and order."""
+        """Every task of the run, by node and order; those that undo others come last."""
         store = self._runtime.store
         with store.read() as connection:
             run = store.require_run(connection, self.id)
@@ -222,7 +242,7 @@ class Run:
         return [
             TaskSnapshot(
                 id=row.id,
-                node=definition.nodes[row.node_index].slug,
+                node=definition.node_of(row.node_index).slug,
                 ordinal=row.ordinal,
                 status=row.status,
                 attempt=row.number,
@@ -231,8 +251,9 @@ class Run:
                 recoveries=row.recoveries,
                 progress=None if row.progress_done is None else (row.progress_done, row.progress_total),
                 error=None if row.error is None else json.loads(row.error)["message"],
+                rollback=row.node_index < 0,
             )
-            for row in rows
+            for row in sorted(rows, key=lambda row: row.node_index < 0)
         ]
 
     def artifacts(self, slug: str) -> list[TaskArtifact]:
@@ -252,7 +273,7 @@ class Run:
         with self._runtime.store.read() as connection:
             tasks = self._runtime.store.rows.tasks.list_results(connection, self.id, index)
         values = [
-            _to_result(by_task.get(task_id, []), shape) for task_id, status, shape in tasks if status == "completed"
+            to_result(by_task.get(task_id, []), shape) for task_id, status, shape in tasks if status == "completed"
         ]
         return values if fans_out else next(iter(values), None)
 
@@ -266,20 +287,39 @@ class Run:
         unfinished = f"run {self.id} is cancelled, and no body of it starts; a worker cancels its open tasks later."
         call_now(lambda again: self._runtime.do_all_owed(owed), not_done=unfinished, in_doubt=unfinished)
 
-    def retry(self) -> None:
+    def retry(self, *, from_node: str | None = None) -> None:
         """Run again what failed or was cancelled, and everything downstream of it; no completed body runs again.
 
-        Raises RunStateError unless the run failed, crashed or was cancelled, and StoreUnavailable with the database
-        away.
+        With ``from_node``, a slug, that node and everything downstream of it run again too, even where they completed;
+        then a completed run can be retried. What was undone runs again in any case.
+
+        Raises RunStateError unless the run failed, crashed or was cancelled, and while it is being undone or a part of
+        it could not be; UnknownNode; StoreUnavailable with the database away.
         """
         store, before = self._runtime.store, 0
 
         def retry(again: bool) -> Aftermath:
             nonlocal before
             before = before or store.get_run(self.id).generation
-            return store.retry(self.id, after=before if again else None)
+            return store.retry(self.id, after=before if again else None, from_node=from_node)
 
         self._runtime.settle(self._ask("retried", retry))
+
+    def rollback(self) -> None:
+        """Undo what the run's tasks did, by the rollbacks of their nodes, the last first; returns when that has begun.
+
+        A run that ends badly is undone by itself: this is for one that completed, and for another try where a rollback
+        failed. Raises RunStateError for a run that has not ended, has nothing that can be undone, is being undone or
+        was, and StoreUnavailable with the database away.
+        """
+        store, before = self._runtime.store, None
+
+        def roll_back(again: bool) -> Aftermath:
+            nonlocal before
+            before = before or store.get_run(self.id).rollback_status
+            return store.roll_back(self.id, after=before if again else None)
+
+        self._runtime.settle(self._ask("undone", roll_back))
 
     def pause(self) -> None:
         """Start no more bodies until ``resume``; those that run go on.
@@ -342,15 +382,14 @@ def iterate_runs(runtime: Runtime, *, pipeline: str | None, status: str | None, 
 
 
 def _describe_node(status: str, tasks: dict[str, int]) -> str:
-    """A node's state as people see it: failed when one of its tasks is why its run ended."""
-    is_open = status in ("launching", "launched")
-    return "failed" if is_open and ("failed" in tasks or "crashed" in tasks) else status
+    """A node's state as people see it: failed when one of its tasks did, whatever that meant for the run."""
+    return "failed" if "failed" in tasks or "crashed" in tasks else status
 
 
-def _to_result(values: list[Any], shape: str | None) -> Any:
-    if shape == "none":
+def _describe_undoing(node: NodeRow | None) -> str | None:
+    if node is None:
         return None
-    return values[0] if shape == "one" else values
+    return "running" if node.status in ("launching", "launched") else node.status
 
 
 def _to_error(row: RunRow) -> RunError | None:

@@ -22,7 +22,7 @@ class DagStore(Protocol):
         ...
 
     def get_barrier_state(self, run_id: str, node_index: int) -> tuple[RunStatus | None, int, int]:
-        """Run status, tasks of the node, and how many of them are completed, skipped or filtered."""
+        """Run status, tasks of the node, and how many of them count as done (``DagNode.counts_as_done``)."""
         ...
 
     def get_run_nodes(self, run_id: str) -> list[DagNode] | None: ...
@@ -36,7 +36,7 @@ class DagStore(Protocol):
     def get_task_context(self, task_id: str) -> TaskContext | None: ...
 
     def get_completed_node_indices(self, run_id: str) -> AbstractSet[int]:
-        """Nodes that are launched and whose tasks are all completed, skipped or filtered."""
+        """Nodes that are launched and whose tasks all count as done (``DagNode.counts_as_done``)."""
         ...
 
     def get_launched_node_indices(self, run_id: str) -> AbstractSet[int]:
@@ -44,7 +44,7 @@ class DagStore(Protocol):
         ...
 
     def get_node_summary(self, run_id: str) -> Mapping[int, NodeSummaryStatus]:
-        """How each completed node ended: SKIPPED when all its tasks are skipped."""
+        """How each completed node ended: SKIPPED when all its tasks are, or one failed and its node says "skip"."""
         ...
 
     def try_claim_node_launch(self, run_id: str, node_index: int) -> bool:

@@ -17,7 +17,8 @@ class RunTopology:
     """What the engine asks of a pipeline, each answer by node index.
 
     ``deps`` and ``children`` hold indices, ``edge_filters`` the filters by dependency index, ``roots`` the nodes
-    without dependencies. Nothing here changes once built: runs and threads share it.
+    without dependencies. Finalisers (nodes with ``run_on``), which nothing launches before the run's end, are neither
+    children nor roots. Nothing here changes once built: runs and threads share it.
     """
 
     nodes: list[DagNode]
@@ -27,20 +28,24 @@ class RunTopology:
     children: list[list[int]]
     edge_filters: list[dict[int, EdgeFilter]]
     roots: list[int]
+    finalisers: frozenset[int]
 
     @classmethod
     def build(cls, nodes: Sequence[DagNode], resolve_passthrough: ResolvePassthrough) -> "RunTopology":
         """The topology of these nodes, whose slugs are assigned."""
         slug_to_index = graph.build_slug_to_index_map(nodes)
         deps = graph.resolve_dependency_indices(nodes)
+        finalisers = frozenset(index for index, node in enumerate(nodes) if node.run_on is not None)
+        children = [[child for child in found if child not in finalisers] for found in graph.build_children(deps)]
         return cls(
             nodes=list(nodes),
             deps=deps,
             slug_to_index=slug_to_index,
             passthrough_indices=frozenset(i for i, node in enumerate(nodes) if resolve_passthrough(node.plugin)),
-            children=graph.build_children(deps),
+            children=children,
             edge_filters=[graph.rekey_edge_filters_by_index(node, slug_to_index) for node in nodes],
-            roots=[index for index, dependencies in enumerate(deps) if not dependencies],
+            roots=graph.find_root_nodes(nodes),
+            finalisers=finalisers,
         )
 
 

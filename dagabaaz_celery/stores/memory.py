@@ -28,7 +28,6 @@ from typing import Any, TypeVar, cast
 from dagabaaz_celery.constants import (
     RUN_RETRYABLE_STATUSES,
     RUN_TERMINAL_STATUSES,
-    TASK_DONE_STATUSES,
     TASK_RETRYABLE_STATUSES,
     TASK_TERMINAL_STATUSES,
     NodeSummaryStatus,
@@ -112,7 +111,8 @@ class _Run:
         return by_node
 
     def completed_statuses_by_node(self) -> dict[int, list[TaskStatus]]:
-        return {i: found for i, found in self.statuses_by_node().items() if TASK_DONE_STATUSES.issuperset(found)}
+        by_node = self.statuses_by_node().items()
+        return {i: found for i, found in by_node if all(map(self.nodes[i].counts_as_done, found))}
 
     def remove_tasks(self, tasks: Sequence[MemoryTask]) -> None:
         for task in tasks:
@@ -220,7 +220,7 @@ class MemoryStore:
         if run is None:
             return None, 0, 0
         statuses = [task.status for task in run.tasks_at([node_index])]
-        return run.status, len(statuses), sum(status in TASK_DONE_STATUSES for status in statuses)
+        return run.status, len(statuses), sum(map(run.nodes[node_index].counts_as_done, statuses))
 
     @_locked
     def get_run_nodes(self, run_id: str) -> list[DagNode] | None:
@@ -254,8 +254,9 @@ class MemoryStore:
 
     @_locked
     def get_node_summary(self, run_id: str) -> dict[int, NodeSummaryStatus]:
-        completed = self._get_run(run_id).completed_statuses_by_node()
-        return {index: _summarise_statuses(statuses) for index, statuses in completed.items()}
+        run = self._get_run(run_id)
+        completed = run.completed_statuses_by_node()
+        return {index: _summarise_statuses(run.nodes[index], statuses) for index, statuses in completed.items()}
 
     # -- DagStore: changes
 
@@ -424,7 +425,9 @@ class MemoryStore:
         return _Artifact(artifact_id, task.node_index, data.model_copy(update={"origin_artifact_id": origin}))
 
 
-def _summarise_statuses(statuses: Sequence[TaskStatus]) -> NodeSummaryStatus:
+def _summarise_statuses(node: DagNode, statuses: Sequence[TaskStatus]) -> NodeSummaryStatus:
+    if node.on_failure == "skip" and TaskStatus.FAILED in statuses:
+        return NodeSummaryStatus.SKIPPED
     skipped = statuses.count(TaskStatus.SKIPPED)
     if not skipped:
         return NodeSummaryStatus.COMPLETED

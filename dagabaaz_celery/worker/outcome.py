@@ -60,6 +60,10 @@ class OutcomeHandler:
         """Somebody revoked the task in Celery, or it expired."""
         return self._record(work, "cancellation", lambda: self._store.fail(work, error, TaskStatus.CANCELLED))
 
+    def expire(self, work: Work, timeout: float) -> bool:
+        """The body took longer than its node allows; whether it still runs is another matter."""
+        return self.fail(work, describe_deadline(timeout))
+
     def retry(self, work: Work, *, delay: float, retries: int, error: TaskError) -> bool:
         """The body asked for another attempt."""
         return self._record(
@@ -105,6 +109,11 @@ class OutcomeHandler:
             return False
         self._settle(aftermath)
         return True
+
+
+def describe_deadline(timeout: float) -> TaskError:
+    """Why an attempt ended whose node's timeout (in seconds) was over."""
+    return TaskError("DeadlineExceeded", f"the body took longer than its node's timeout of {timeout:g} s")
 
 
 def describe_error(error: BaseException, redact: Callable[[str], str] = str) -> TaskError:

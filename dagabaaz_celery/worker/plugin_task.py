@@ -16,18 +16,19 @@ from pathlib import Path
 from typing import Any
 
 from celery import Task
-from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry
+from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry, SoftTimeLimitExceeded
 from celery.utils.serialization import raise_with_context
 
 from dagabaaz_celery.context import PluginContext
 from dagabaaz_celery.errors import MissingFile, StoreMismatch, TaskInputError
 from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, describe_url, is_outage
-from dagabaaz_celery.stores.sql.records import ClaimRefused, NewArtifact, ResultShape, TaskError
+from dagabaaz_celery.stores.sql.records import ClaimRefused, NewArtifact, ResultShape, TaskError, plain_value
 from dagabaaz_celery.stores.sql.store import Claimed, Work
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.worker.active import Throttle, current_work, redact_current, running
 from dagabaaz_celery.worker.outcome import (
+    describe_deadline,
     describe_error,
     ends_process,
     explain_no_outcome,
@@ -37,7 +38,7 @@ from dagabaaz_celery.worker.outcome import (
 )
 from dagabaaz_celery.worker.publish import HEADER
 from dagabaaz_celery.worker.registry import Plugin
-from dagabaaz_celery.worker.results import ArtifactDoor, plain_value
+from dagabaaz_celery.worker.results import ArtifactDoor
 from dagabaaz_celery.worker.runtime import Runtime
 from dagabaaz_celery.worker.secrets import Secrets
 
@@ -162,11 +163,17 @@ class _Execution:
 
     def _fail(self, work: Work, error: BaseException) -> bool:
         try:
-            return self._runtime.outcome.fail(work, describe_error(error, self._secrets.redact))
+            return self._runtime.outcome.fail(work, self._describe(work, error))
         except Exception as outage:
             if is_outage(outage):
                 raise self._give_back(outage) from outage
             raise
+
+    def _describe(self, work: Work, error: BaseException) -> TaskError:
+        timeout = self._node_of(work).timeout
+        if timeout is not None and isinstance(error, SoftTimeLimitExceeded):
+            return describe_deadline(timeout)
+        return describe_error(error, self._secrets.redact)
 
     def _give_back(self, outage: Exception) -> Reject:
         """The worker stops while the database is away: the work is not failed, others do it again."""
@@ -215,7 +222,7 @@ class _Execution:
 
     def _node_of(self, work: Work) -> DagNode:
         definition = self._runtime.store.definition_of(work.definition_hash).definition
-        return definition.nodes[work.attempt.node_index]
+        return definition.node_of(work.attempt.node_index)
 
     def _build_context(self, work: Work, door: ArtifactDoor) -> PluginContext:
         attempt, store, slug = work.attempt, self._runtime.store, self._node_of(work).slug
@@ -229,8 +236,12 @@ class _Execution:
         def ask_cancelled() -> bool:
             if not was_cancelled[0] and asked.is_open():
                 with _passing_over_outages():
-                    was_cancelled[0] = not store.is_current(attempt.attempt_id)
+                    was_cancelled[0] = not store.is_wanted(attempt.attempt_id)
             return was_cancelled[0]
+
+        def ask_run() -> tuple[str, str | None]:
+            run = wait_out(lambda: store.get_run(attempt.run_id))
+            return run.status.value, None if run.error is None else run.error["message"]
 
         return PluginContext(
             run_id=attempt.run_id,
@@ -239,11 +250,13 @@ class _Execution:
             attempt=attempt.number,
             scratch_path=self._runtime.settings.files_dir
             / attempt.run_id
-            / slug
+            / (f"{slug}.rollback" if attempt.node_index < 0 else slug)
             / f"{attempt.task_id}-{attempt.number}",
             emit_artifact=door.emit,
             report_progress=report_progress,
             ask_cancelled=ask_cancelled,
+            ask_run=ask_run,
+            undoes=attempt.node_index < 0,
         )
 
     def _record_raised_retry(self, work: Work, error: Retry) -> None:

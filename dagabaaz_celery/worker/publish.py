@@ -35,6 +35,9 @@ _REFUSED_PAUSE = 30.0
 #: Messages of a batch that one target may refuse before the others for it are not tried.
 _MAX_REFUSALS = 3
 
+#: Seconds that a body has to end once it was told that its time is over; then a prefork pool kills its process.
+_KILL_AFTER = 5.0
+
 FailTask = Callable[[str, TaskError], object]
 
 
@@ -193,8 +196,10 @@ class Publisher:
         """A task's options, with the queue and whatever else routing says."""
         definition = self._store.definition_of(dispatch.definition_hash).definition
         name = definition.task_name_of(dispatch.node_index)
-        chosen = definition.options_of(dispatch.node_index) | dispatch.options
-        options: dict[str, Any] = self._app.amqp.router.route(chosen, name, args, kwargs, self._app.tasks.get(name))
+        task = self._app.tasks.get(name)
+        limits = _time_limits(definition.timeout_of(dispatch.node_index), task)
+        chosen = limits | definition.options_of(dispatch.node_index) | dispatch.options
+        options: dict[str, Any] = self._app.amqp.router.route(chosen, name, args, kwargs, task)
         return options
 
     def _header(self, dispatch: Dispatch) -> dict[str, Any]:
@@ -219,7 +224,7 @@ class Publisher:
         if claimed.input_error is not None:
             raise claimed.input_error
         plugin = self._registry.find_task(self._app, definition.task_name_of(dispatch.node_index))
-        node = definition.nodes[dispatch.node_index]
+        node = definition.node_of(dispatch.node_index)
         task_input = {**claimed.input, **resolve_references(node.bindings, _refuse_secret)}
         given = task_input if plugin is None else plugin.parameters.select(task_input)
         check_json(
@@ -249,6 +254,17 @@ class Publisher:
             )
 
         return call
+
+
+def _time_limits(timeout: float | None, task: Any) -> dict[str, float]:
+    """Celery's limits for a node's timeout, where the pool has them: the body is told, and killed if it does not mind.
+
+    The task's own are kept where they are shorter.
+    """
+    if timeout is None:
+        return {}
+    wanted = {"soft_time_limit": timeout, "time_limit": timeout + _KILL_AFTER}
+    return {name: min(limit, getattr(task, name, None) or limit) for name, limit in wanted.items()}
 
 
 def _name(entity: Any) -> str:

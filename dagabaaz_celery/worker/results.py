@@ -137,15 +137,6 @@ class ArtifactDoor:
         )
 
 
-def plain_value(artifact: TaskArtifact, shape: str) -> Any:
-    """What a body returned, from the artifact that it became."""
-    if shape == "scalar":
-        return artifact.metadata["value"]
-    if shape == "record":
-        return dict(artifact.metadata)
-    return artifact
-
-
 def _complete_from_file(artifact: TaskArtifact) -> TaskArtifact:
     """Fill in an absolute path, and the name, size and MIME type that the body left out."""
     if artifact.file_path is None:

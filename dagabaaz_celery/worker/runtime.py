@@ -139,8 +139,7 @@ class Runtime:
             self.publisher.publish(aftermath.publish)
         except Exception:
             logger.exception("publishing failed after the commit: the sweep publishes what is owed")
-        # The rest of a run that ended is cancelled before anybody is told, and before a callback may take its time.
-        for owed in sorted(aftermath.owed, key=lambda owed: owed.kind == "callback"):
+        for owed in sorted(aftermath.owed, key=_by_urgency):
             try:
                 self.do_owed(owed)
             except Exception:
@@ -159,6 +158,8 @@ class Runtime:
             self._finish_launch(owed)
         elif owed.kind == "cancel":
             self._revoke(self.store.cancel_rest(owed))
+        elif owed.kind == "epilogue":
+            self.settle(self.store.follow_end(owed))
         elif self.app.conf.task_always_eager or (self.is_worker and not self._has_sweep):
             self.deliver(owed)
         else:
@@ -173,7 +174,7 @@ class Runtime:
 
     def do_all_owed(self, owed: Sequence[Owed]) -> None:
         """Do what a commit owed, raising what keeps it from being done; callbacks come last."""
-        for each in sorted(owed, key=lambda owed: owed.kind == "callback"):
+        for each in sorted(owed, key=_by_urgency):
             self.do_owed(each)
 
     def _finish_launch(self, owed: Owed) -> None:
@@ -226,6 +227,11 @@ class Runtime:
             'app.conf.dagabaaz_store_url = "postgresql+psycopg://localhost/mydb" '
             "(on one machine: Dagabaaz.embedded(app) brings its own store and broker)."
         )
+
+
+def _by_urgency(owed: Owed) -> int:
+    """The rest of a run that ended is cancelled before anything follows. Callbacks come last: they may take time."""
+    return ("cancel", "launch", "epilogue", "callback").index(owed.kind)
 
 
 class SweepQueue:

@@ -1,9 +1,9 @@
 """The sweep: threads in each worker's main process that do what is owed and take over what was lost.
 
 Any number of workers sweep at once: each takes small batches, locked. One round is what signal receivers handed over,
-what is owed, tasks to publish, runs with nothing open, this worker's own lost attempts, the attempts of workers that
-died, and messages that the broker lost. The heartbeat and the users' callbacks have threads of their own: neither may
-wait for the other.
+what is owed, what has had its time, tasks to publish, runs with nothing open, this worker's own lost attempts, the
+attempts of workers that died, and messages that the broker lost. The heartbeat and the users' callbacks have threads of
+their own: neither may wait for the other.
 """
 
 import logging
@@ -17,7 +17,7 @@ from celery import bootsteps, signals
 
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.owed import WorkerRow
-from dagabaaz_celery.stores.sql.records import Owed, TaskError
+from dagabaaz_celery.stores.sql.records import OWED_KINDS, Owed, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.worker.broker import BROKER_ERRORS
@@ -30,6 +30,8 @@ from dagabaaz_celery.worker.runtime import Runtime, SweepQueue
 logger = logging.getLogger(__name__)
 
 _BATCH = 500
+#: What a sweep does itself; callbacks have a thread of their own.
+_OWED = tuple(kind for kind in OWED_KINDS if kind != "callback")
 #: Seconds that a stopping worker waits for a callback to return.
 _CALLBACK_PATIENCE = 10.0
 
@@ -104,6 +106,7 @@ class Sweeper:
         for part in (
             self._make_handed_over_calls,
             self._do_owed,
+            self._enforce_deadlines,
             self._publish_due,
             self._reconcile_stalled,
             self._rescue_own_lost,
@@ -144,13 +147,25 @@ class Sweeper:
             self._do_alone("what Celery signalled", call)
 
     def _do_owed(self) -> None:
-        while not self._stop.is_set() and (owed_now := self._store.lease_owed(_BATCH, ("cancel", "launch"))):
+        while not self._stop.is_set() and (owed_now := self._store.lease_owed(_BATCH, _OWED)):
             for owed in owed_now:
                 self._do_alone(
                     f"the {owed.kind} of run {owed.run_id}",
                     lambda owed=owed: self._runtime.do_owed(owed),  # type: ignore[misc]
                 )
         self._callbacks.look()
+
+    def _enforce_deadlines(self) -> None:
+        for work, timeout in self._store.find_overdue_tasks(_BATCH):
+            self._do_alone(
+                f"the deadline of task {work.attempt.task_id}",
+                lambda work=work, timeout=timeout: self._runtime.outcome.expire(work, timeout),  # type: ignore[misc]
+            )
+        for run_id in self._store.find_overdue_runs(_BATCH):
+            self._do_alone(
+                f"the deadline of run {run_id}",
+                lambda run_id=run_id: self._runtime.settle(self._store.expire(run_id)),  # type: ignore[misc]
+            )
 
     def _publish_due(self) -> None:
         while not self._stop.is_set() and self._runtime.publish_due(_BATCH):

@@ -165,6 +165,8 @@ class SqlHarness(StoreHarness):
                 self.store.settle_owed(owed)
             elif owed.kind == "cancel":
                 self.store.cancel_rest(owed)
+            elif owed.kind == "epilogue":
+                self._settle(self.store.follow_end(owed))
             else:
                 while self.store.continue_launch(owed).owed:
                     pass

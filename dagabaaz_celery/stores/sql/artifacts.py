@@ -58,6 +58,7 @@ class ArtifactRows:
                 artifact.c.run_id == bindparam("b_run"), artifact.c.node_index == bindparam("b_node")
             )
         )
+        self._of_task = self._values.where(artifact.c.task_id == bindparam("b_task"))
         self._delete = delete(artifact).where(*at_nodes)
 
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
@@ -120,6 +121,13 @@ class ArtifactRows:
         """Artifacts of a node: (task id, shape, artifact)."""
         rows = connection.execute(self._values, {"b_run": run_id, "b_node": index})
         return [(row[0], row[1], _to_task_artifact(row[2:])) for row in rows]
+
+    def values_of_task(
+        self, connection: Connection, run_id: str, index: int, task_id: str
+    ) -> list[tuple[str, TaskArtifact]]:
+        """Artifacts of one task of a node: (shape, artifact)."""
+        rows = connection.execute(self._of_task, {"b_run": run_id, "b_node": index, "b_task": task_id})
+        return [(row[1], _to_task_artifact(row[2:])) for row in rows]
 
     def delete_at_nodes(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
         """Delete every artifact of nodes."""

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Select, Table, and_, bindparam, case, distinct, exists, func, not_, or_, select
 
 from dagabaaz_celery.constants import TASK_TERMINAL_STATUSES, TaskStatus
-from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES, Tables
+from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, Tables
 
 _NEVER_SENT = (TaskStatus.SKIPPED, TaskStatus.FILTERED, TaskStatus.FAILED)
 
@@ -123,9 +123,20 @@ def _rules_on_references(tables: Tables) -> list[Rule]:
         )
         return Rule(f"{subject} {{id}} of node {{slug!r}}: {verb} artifact {{other}}, which is not there", found)
 
+    undone = task.alias("undone")
+    has_undone = exists().where(
+        undone.c.run_id == task.c.run_id,
+        undone.c.node_index == -1 - task.c.node_index,
+        undone.c.ordinal == task.c.ordinal,
+    )
+    undoing = select(task.c.run_id, task.c.node_index, task.c.id, task.c.ordinal).where(in_runs(task))
     no_task = not_(exists().where(task.c.id == artifact.c.task_id))
     return [
         rule("task", task, "input_artifact_id", "reads"),
+        Rule(
+            "task {id} of node {slug!r} undoes number {ordinal}, which is not there",
+            undoing.where(task.c.node_index < 0, not_(has_undone)),
+        ),
         rule("task", task, "origin_artifact_id", "gathers what goes back to"),
         rule("artifact", artifact, "origin_artifact_id", "goes back to"),
         Rule(
@@ -185,6 +196,7 @@ def _rules_on_owed(tables: Tables) -> list[Rule]:
     columns = (owed.c.run_id, owed.c.kind, owed.c.status, owed.c.generation, run.c.status.label("run_status"))
     joined = select(*columns).join(run, run.c.id == owed.c.run_id).where(in_runs(owed))
     is_now = owed.c.generation == run.c.generation
+    is_busy = func.coalesce(run.c.epilogue, "").in_(BUSY_EPILOGUES)
 
     def is_owed(kind: str, *where: ColumnElement[bool]) -> ColumnElement[bool]:
         return exists().where(owed.c.run_id == run.c.id, is_now, owed.c.kind == kind, *where)
@@ -205,10 +217,29 @@ def _rules_on_owed(tables: Tables) -> list[Rule]:
             "is {run_status} and owed a callback that says {status}",
             joined.where(owed.c.kind == "callback", is_now, owed.c.status != run.c.status),
         ),
-        Rule("is completed with {count} open tasks", open_tasks.where(run.c.status == "completed")),
+        Rule("is completed with {count} open tasks", open_tasks.where(run.c.status == "completed", not_(is_busy))),
         Rule(
             "is {status} with {count} open tasks, and nobody is to cancel them",
-            open_tasks.where(run.c.status.in_(("failed", "crashed", "cancelled")), not_(is_owed("cancel"))),
+            open_tasks.where(
+                run.c.status.in_(("failed", "crashed", "cancelled")),
+                not_(is_busy),
+                not_(is_owed("cancel")),
+                not_(is_owed("epilogue")),
+            ),
+        ),
+        Rule(
+            "waits for its last bodies, and nobody is to go on",
+            select(run.c.id.label("run_id")).where(
+                run.c.id.in_(bindparam("b_runs", expanding=True)),
+                run.c.epilogue == "waiting",
+                not_(is_owed("epilogue")),
+            ),
+        ),
+        Rule(
+            "is in its epilogue ({epilogue}) with nothing open",
+            select(run.c.id.label("run_id"), run.c.epilogue).where(
+                run.c.id.in_(bindparam("b_runs", expanding=True)), is_busy, not_(exists().where(is_open))
+            ),
         ),
         Rule(
             "node {slug!r}: is being launched, and nobody is to go on",
@@ -217,7 +248,7 @@ def _rules_on_owed(tables: Tables) -> list[Rule]:
             .where(
                 in_runs(node),
                 node.c.status == "launching",
-                run.c.status == "running",
+                or_(run.c.status == "running", is_busy),
                 not_(is_owed("launch", owed.c.node_index == node.c.node_index)),
             ),
         ),

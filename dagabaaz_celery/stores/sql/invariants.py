@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, bindparam, exists, func, not_, select
 from sqlalchemy.exc import DBAPIError
 
-from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, TASK_DONE_STATUSES, RunStatus
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, TASK_DONE_STATUSES, TASK_TERMINAL_STATUSES, RunStatus
 from dagabaaz_celery.errors import DagabaazError, StoreError, UnknownRun
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition
 from dagabaaz_celery.stores.sql.invariant_rules import Rule, build_rules, in_runs
@@ -139,19 +139,33 @@ class _BatchCheck:
         return self._connection.execute(query, self._key)
 
     def _slug(self, run_id: str, index: int) -> str:
-        definition = self._definitions[run_id]
-        if definition is None or index not in range(len(definition.topology.nodes)):
+        definition, place = self._definitions[run_id], max(index, ~index)
+        if definition is None or place not in range(len(definition.topology.nodes)):
             return f"#{index}"
-        return definition.topology.nodes[index].slug
+        slug = definition.topology.nodes[place].slug
+        return slug if index >= 0 else f"{slug}, undone"
+
+    def _follows_end(self, run_id: str, index: int) -> bool:
+        """Whether a node's tasks run after the run's end: those that undo others, and finalisers."""
+        definition = self._definitions[run_id]
+        return index < 0 or (definition is not None and index in definition.topology.finalisers)
 
     def _check_run(self, run: Any) -> Iterator[str]:
-        nodes = self._nodes[run.id]
+        nodes = {index: node for index, node in self._nodes[run.id].items() if not self._follows_end(run.id, index)}
         closed = sum(node.status in CLOSED_NODE_STATUSES for node in nodes.values())
         definition = self._definitions[run.id]
-        if definition is not None and len(definition.topology.nodes) != run.nodes_total:
-            yield f"has {run.nodes_total} nodes and its definition {len(definition.topology.nodes)}"
-        if sorted(nodes) != list(range(run.nodes_total)):
+        known = None if definition is None else {*range(len(definition.topology.nodes))}
+        if definition is not None and known is not None:
+            known -= definition.topology.finalisers
+            if len(known) != run.nodes_total:
+                yield f"has {run.nodes_total} nodes and its definition {len(known)}"
+        if len(nodes) != run.nodes_total or (known is not None and known != set(nodes)):
             yield f"has {len(nodes)} node rows of {run.nodes_total}"
+        if run.status not in RUN_TERMINAL_STATUSES and (run.epilogue is not None or run.rollback_status != "none"):
+            yield f"is {run.status}, and its rollback {run.rollback_status} (epilogue: {run.epilogue})"
+        undone = {node.status for index, node in self._nodes[run.id].items() if index < 0}
+        if run.rollback_status == "done" and undone - {"completed"}:
+            yield f"was undone, and nodes are {', '.join(sorted(undone))}"
         if run.nodes_done != closed:
             yield f"counts {run.nodes_done} nodes as done, and {closed} are closed"
         if (run.ended_at is not None) != (run.status in RUN_TERMINAL_STATUSES):
@@ -172,8 +186,9 @@ class _BatchCheck:
     def _check_node(self, node: Any) -> Iterator[str]:
         statuses = self._statuses.get((node.run_id, node.node_index), {})
         count = sum(statuses.values())
-        done = sum(number for status, number in statuses.items() if status in TASK_DONE_STATUSES)
+        done = sum(number for status, number in statuses.items() if self._counts_as_done(node, status))
         is_closed = node.status in CLOSED_NODE_STATUSES
+        says_skip = node.status == "skipped" and self._says_skip(node) and "failed" in statuses
         if node.tasks_done != done:
             yield f"counts {node.tasks_done} tasks as done, and {done} are"
         if node.status == "blocked" and count:
@@ -184,20 +199,40 @@ class _BatchCheck:
             yield f"has all {count} tasks and is not launched"
         if count != node.launch_cursor:
             yield f"has {count} tasks and made {node.launch_cursor}"
-        if count and self._ordinals[node.run_id, node.node_index] != (0, count - 1, count):
+        lasts = self._ordinals.get((node.run_id, node.node_index))
+        if count and node.node_index >= 0 and lasts != (0, count - 1, count):
             yield "has tasks whose ordinals are not 0, 1, 2, …"
         if is_closed and done != node.tasks_total:
             yield f"is closed with {done} of {node.tasks_total} tasks done"
-        if node.status in ("skipped", "filtered") and statuses != {node.status: 1}:
+        if node.status in ("skipped", "filtered") and statuses != {node.status: 1} and not says_skip:
             yield f"has tasks that are {', '.join(f'{count} {status}' for status, count in statuses.items()) or 'gone'}"
         if (node.opened_at is None) != (node.status == "blocked"):
             yield f"was opened at {node.opened_at}"
         if (node.closed_at is None) == (is_closed or node.status == "failed"):
             yield f"was closed at {node.closed_at}"
 
+    def _counts_as_done(self, node: Any, status: str) -> bool:
+        """At the barrier of what follows the run's end, however a task ended."""
+        if self._follows_end(node.run_id, node.node_index):
+            return status in TASK_TERMINAL_STATUSES
+        definition = self._definitions[node.run_id]
+        index: int = node.node_index
+        if definition is None or index >= len(definition.topology.nodes):
+            return status in TASK_DONE_STATUSES
+        return definition.topology.nodes[index].counts_as_done(status)
+
+    def _says_skip(self, node: Any) -> bool:
+        definition = self._definitions[node.run_id]
+        return definition is not None and definition.definition.says_skip(node.node_index)
+
     def _check_dependencies(self, run_id: str, node: Any) -> Iterator[str]:
         definition, nodes = self._definitions[run_id], self._nodes[run_id]
-        if definition is None or node.status == "blocked" or node.node_index >= len(definition.topology.deps):
+        if (
+            definition is None
+            or self._follows_end(run_id, node.node_index)
+            or node.status == "blocked"
+            or node.node_index >= len(definition.topology.deps)
+        ):
             return
         dependencies = definition.topology.deps[node.node_index]
         waiting = [
@@ -232,6 +267,8 @@ class _BatchCheck:
         for run_id, run in self._runs.items():
             if run.status not in RUN_TERMINAL_STATUSES:
                 yield run_id, f"is {run.status} and nothing goes on"
+            elif run.epilogue is not None:
+                yield run_id, f"is in its epilogue ({run.epilogue}) and nothing goes on"
         open_tasks: Counter[str] = Counter()
         for (run_id, _), statuses in self._statuses.items():
             open_tasks[run_id] += sum(count for status, count in statuses.items() if status in OPEN_TASK_STATUSES)

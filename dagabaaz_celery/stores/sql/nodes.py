@@ -1,9 +1,9 @@
 """Statements on nodes, built once for a store."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from dagabaaz_celery.stores.sql.engine import now
 from dagabaaz_celery.stores.sql.records import NodeRow
@@ -14,7 +14,10 @@ _INDEX_CHUNK = 500
 
 
 class NodeRows:
-    """The nodes of runs: the barrier counters and the launch claims."""
+    """The nodes of runs: the barrier counters and the launch claims.
+
+    The undoing of a node has a row of its own, with the index ``~index``, which is negative.
+    """
 
     def __init__(self, tables: Tables) -> None:
         node = tables.node
@@ -30,8 +33,11 @@ class NodeRows:
             node.c.closed_at,
         )
         self._insert = insert(node)
-        self._all = select(*columns).where(by_run).order_by(node.c.node_index)
-        self._lock_all = self._all.with_for_update()
+        in_order = select(*columns).where(by_run).order_by(node.c.node_index)
+        self._all = in_order.where(node.c.node_index >= 0)
+        self._undoing = in_order.where(node.c.node_index < 0)
+        self._lock_all = in_order.with_for_update()
+        self._delete_undoing = delete(node).where(by_run, node.c.node_index < 0)
         self._some = select(*columns).where(by_run, node.c.node_index.in_(bindparam("b_nodes", expanding=True)))
         self._count_done = (
             update(node)
@@ -63,7 +69,7 @@ class NodeRows:
         self._close = (
             update(node)
             .where(*by_node, node.c.status == "launched", node.c.tasks_done == node.c.tasks_total)
-            .values(status="completed", closed_at=now())
+            .values(status=bindparam("b_status"), closed_at=now())
         )
         self._reset = (
             update(node)
@@ -82,27 +88,38 @@ class NodeRows:
             )
         )
 
-    def insert(self, connection: Connection, run_id: str, count: int) -> None:
-        """The nodes of a new run, all blocked."""
+    def insert(self, connection: Connection, run_id: str, totals: Mapping[int, int]) -> None:
+        """Blocked nodes by index, with how many tasks they will have where that is known (else 0)."""
         connection.execute(
             self._insert,
             [
                 {
                     "run_id": run_id,
-                    "node_index": i,
+                    "node_index": index,
                     "status": "blocked",
-                    "tasks_total": 0,
+                    "tasks_total": total,
                     "tasks_done": 0,
                     "launch_cursor": 0,
                 }
-                for i in range(count)
+                for index, total in totals.items()
             ],
         )
 
-    def get_all(self, connection: Connection, run_id: str, *, lock: bool = False) -> list[NodeRow]:
+    def get_all(self, connection: Connection, run_id: str) -> list[NodeRow]:
         """Every node of a run, by index."""
-        statement = self._lock_all if lock else self._all
-        return [NodeRow(*row) for row in connection.execute(statement, {"b_run": run_id})]
+        return [NodeRow(*row) for row in connection.execute(self._all, {"b_run": run_id})]
+
+    def lock_all(self, connection: Connection, run_id: str) -> None:
+        """Lock every node of a run, before the run itself."""
+        connection.execute(self._lock_all, {"b_run": run_id}).all()
+
+    def get_undoing(self, connection: Connection, run_id: str) -> list[NodeRow]:
+        """What is, was or will be undone: rows with the index ``~index`` of their node."""
+        return [NodeRow(*row) for row in connection.execute(self._undoing, {"b_run": run_id})]
+
+    def delete_undoing(self, connection: Connection, run_id: str) -> None:
+        """Forget what was undone."""
+        connection.execute(self._delete_undoing, {"b_run": run_id})
 
     def get_some(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[NodeRow]:
         """The named nodes of a run."""
@@ -149,9 +166,10 @@ class NodeRows:
         if rows:
             connection.execute(self._ended_at_launch, rows)
 
-    def try_close(self, connection: Connection, run_id: str, index: int) -> bool:
+    def try_close(self, connection: Connection, run_id: str, index: int, status: str) -> bool:
         """Close a launched node whose tasks are all done; True if this call did."""
-        return connection.execute(self._close, {"b_run": run_id, "b_node": index}).rowcount == 1
+        key = {"b_run": run_id, "b_node": index, "b_status": status}
+        return connection.execute(self._close, key).rowcount == 1
 
     def reset(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
         """Make nodes blocked again."""

@@ -6,7 +6,11 @@ from typing import Any, Literal
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.models import TaskArtifact
 
-OwedKind = Literal["callback", "cancel", "launch"]
+OwedKind = Literal["callback", "cancel", "launch", "epilogue"]
+OWED_KINDS: tuple[OwedKind, ...] = ("callback", "cancel", "launch", "epilogue")
+#: What goes on after a run's end: its last bodies are waited for, its tasks are undone, its finalisers run.
+Epilogue = Literal["waiting", "rollback", "finalisers"]
+RollbackStatus = Literal["none", "running", "done", "failed"]
 #: How a body's result is given back by ``run.result``: nothing, one value, or a list.
 ResultShape = Literal["none", "one", "many"]
 #: What an artifact was before it became one: its plain value is rebuilt from this.
@@ -31,11 +35,14 @@ class RunRow:
     options: dict[str, Any]
     created_at: int
     ended_at: int | None
+    rollback_status: RollbackStatus
+    epilogue: Epilogue | None
+    timeout: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class NodeRow:
-    """One node of a run."""
+    """One node of a run; with index ``~i`` the undoing of node ``i``."""
 
     index: int
     status: str
@@ -94,7 +101,10 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """Something to be done after a commit, at least once: a callback, a cancellation, the rest of a wide launch."""
+    """Something to be done after a commit, at least once: a callback, a cancellation, the rest of a wide launch.
+
+    Or an ``epilogue``: what follows the run's end once its last body has ended.
+    """
 
     id: str
     run_id: str
@@ -112,6 +122,22 @@ class NewArtifact:
     artifact: TaskArtifact
     shape: ArtifactShape
     metadata_json: str
+
+
+def plain_value(artifact: TaskArtifact, shape: str) -> Any:
+    """What a body returned, from the artifact that it became."""
+    if shape == "scalar":
+        return artifact.metadata["value"]
+    if shape == "record":
+        return dict(artifact.metadata)
+    return artifact
+
+
+def to_result(values: list[Any], shape: str | None) -> Any:
+    """What a body returned, from the values that became artifacts."""
+    if shape == "none":
+        return None
+    return values[0] if shape == "one" else values
 
 
 @dataclass(frozen=True, slots=True)

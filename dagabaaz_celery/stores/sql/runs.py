@@ -3,12 +3,12 @@
 import json
 from typing import Any
 
-from sqlalchemy import Connection, Insert, bindparam, func, insert, literal, not_, select, update
+from sqlalchemy import BigInteger, Connection, Insert, bindparam, func, insert, literal, not_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.stores.sql.engine import now, prefer_index
-from dagabaaz_celery.stores.sql.records import RunRow
+from dagabaaz_celery.stores.sql.records import Epilogue, RollbackStatus, RunRow
 from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables
 from dagabaaz_celery.stores.sql.tasks import select_first_open
 
@@ -33,6 +33,9 @@ class RunRows:
             run.c.options,
             run.c.created_at,
             run.c.ended_at,
+            run.c.rollback_status,
+            run.c.epilogue,
+            run.c.timeout,
         )
         self._tables = tables
         by_id = run.c.id == bindparam("b_run")
@@ -44,13 +47,29 @@ class RunRows:
             .with_for_update()
         )
         self._input = select(run.c.input).where(by_id)
-        self._insert = insert(run).values(created_at=now())
+        timeout = bindparam("b_timeout", type_=BigInteger())
+        self._insert = insert(run).values(created_at=now(), timeout=timeout, deadline_at=now() + timeout)
         self._insert_definition = insert(definition).values(created_at=now())
         self._definition = select(definition.c.body).where(definition.c.hash == bindparam("b_hash"))
         self._end = (
             update(run)
             .where(by_id, run.c.status.in_(OPEN_RUN_STATUSES))
-            .values(status=bindparam("b_status"), error=bindparam("b_error"), ended_at=now())
+            .values(
+                status=bindparam("b_status"),
+                error=bindparam("b_error"),
+                ended_at=now(),
+                deadline_at=None,
+                epilogue=bindparam("b_epilogue"),
+                rollback_status=bindparam("b_rollback"),
+            )
+        )
+        self._set_epilogue = (
+            update(run).where(by_id).values(epilogue=bindparam("b_epilogue"), rollback_status=bindparam("b_rollback"))
+        )
+        self._overdue = (
+            select(run.c.id)
+            .where(run.c.deadline_at <= now(), run.c.status.in_(OPEN_RUN_STATUSES))
+            .limit(bindparam("b_limit"))
         )
         self._explain = (
             update(run)
@@ -61,16 +80,20 @@ class RunRows:
         self._pause = update(run).where(by_id, run.c.status.in_(OPEN_RUN_STATUSES)).values(paused=bindparam("b_paused"))
         self._reopen = (
             update(run)
-            .where(by_id, run.c.status.not_in((*OPEN_RUN_STATUSES, RunStatus.COMPLETED)))
+            .where(by_id, run.c.status.not_in(OPEN_RUN_STATUSES))
             .values(
                 status=RunStatus.RUNNING,
                 generation=run.c.generation + 1,
                 error=None,
                 ended_at=None,
                 paused=literal(False),
+                deadline_at=now() + run.c.timeout,
+                epilogue=None,
+                rollback_status="none",
             )
         )
         task = tables.task
+        self._is_overdue = select(run.c.id).where(by_id, run.c.deadline_at <= now())
         self._stalled = (
             select(run.c.id)
             .where(
@@ -111,10 +134,34 @@ class RunRows:
         body: str | None = connection.execute(self._definition, {"b_hash": digest}).scalar_one_or_none()
         return body
 
-    def try_end(self, connection: Connection, run_id: str, status: RunStatus, error: str | None) -> bool:
+    def try_end(
+        self,
+        connection: Connection,
+        run_id: str,
+        status: RunStatus,
+        error: str | None,
+        *,
+        epilogue: Epilogue | None = None,
+        rollback: RollbackStatus = "none",
+    ) -> bool:
         """Move an open run to a terminal status; True if this call did. ``error`` is JSON text."""
         values = {"b_run": run_id, "b_status": status.value, "b_error": error}
-        return connection.execute(self._end, values).rowcount == 1
+        after = {"b_epilogue": epilogue, "b_rollback": rollback}
+        return connection.execute(self._end, {**values, **after}).rowcount == 1
+
+    def set_epilogue(
+        self, connection: Connection, run_id: str, epilogue: Epilogue | None, rollback: RollbackStatus
+    ) -> None:
+        """Record what goes on after the run's end."""
+        connection.execute(self._set_epilogue, {"b_run": run_id, "b_epilogue": epilogue, "b_rollback": rollback})
+
+    def is_overdue(self, connection: Connection, run_id: str) -> bool:
+        """Whether an open run's deadline has passed."""
+        return connection.execute(self._is_overdue, {"b_run": run_id}).first() is not None
+
+    def find_overdue(self, connection: Connection, limit: int) -> list[str]:
+        """Open runs whose deadline has passed."""
+        return list(connection.execute(self._overdue, {"b_limit": limit}).scalars())
 
     def explain_failure(self, connection: Connection, run_id: str, error: str) -> None:
         """Give a failed run its error if it has none. ``error`` is JSON text."""
@@ -129,7 +176,7 @@ class RunRows:
         return connection.execute(self._pause, {"b_run": run_id, "b_paused": paused}).rowcount == 1
 
     def try_reopen(self, connection: Connection, run_id: str) -> bool:
-        """Make a run that failed, crashed or was cancelled run again, in the next generation."""
+        """Make a run that has ended run again, in the next generation."""
         return connection.execute(self._reopen, {"b_run": run_id}).rowcount == 1
 
     def find_stalled(self, connection: Connection, limit: int) -> list[str]:
@@ -219,6 +266,9 @@ def _to_run(row: Any) -> RunRow | None:
         options,
         created_at,
         ended_at,
+        rollback_status,
+        epilogue,
+        timeout,
     ) = row
     return RunRow(
         id=id_,
@@ -235,4 +285,7 @@ def _to_run(row: Any) -> RunRow | None:
         options=json.loads(options),
         created_at=created_at,
         ended_at=ended_at,
+        rollback_status=rollback_status,
+        epilogue=epilogue,
+        timeout=timeout,
     )

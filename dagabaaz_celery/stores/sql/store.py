@@ -6,16 +6,14 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
 from dagabaaz_celery import orchestrator
 from dagabaaz_celery.constants import (
-    RUN_RETRYABLE_STATUSES,
     RUN_TERMINAL_STATUSES,
-    TASK_RETRYABLE_STATUSES,
     RunStatus,
     TaskStatus,
 )
@@ -24,11 +22,12 @@ from dagabaaz_celery.filter import assign_origin
 from dagabaaz_celery.json_door import find_problem_in_text
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.pipeline import Definition
-from dagabaaz_celery.retry import compute_retry_boundary, retry_run
+from dagabaaz_celery.stores.sql import epilogue, reopening
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
 from dagabaaz_celery.stores.sql.engine import Database, call_while_alive
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import (
+    OWED_KINDS,
     Aftermath,
     Attempt,
     ClaimRefused,
@@ -39,16 +38,21 @@ from dagabaaz_celery.stores.sql.records import (
     OwedKind,
     Published,
     ResultShape,
+    RollbackStatus,
     RunRow,
     TaskError,
+    plain_value,
+    to_result,
 )
 from dagabaaz_celery.stores.sql.schema import open_schema
-from dagabaaz_celery.stores.sql.tables import build_tables, is_id, new_id
-from dagabaaz_celery.stores.sql.tasks import ID_CHUNK
+from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, build_tables, is_id, new_id
+from dagabaaz_celery.stores.sql.tasks import ID_CHUNK, UNCLAIMED
 from dagabaaz_celery.stores.sql.transaction import MICROSECONDS, Rows, RunTransaction, StorePolicy
 from dagabaaz_celery.task_input import build_task_input, resolve_task_bindings
 
 logger = logging.getLogger(__name__)
+#: Seconds that a body is given to end by itself when its time is over: Celery's own soft limit comes first.
+OVERDUE_GRACE = 1.0
 T = TypeVar("T")
 
 # The store records a run's end with its callback; nothing is called inside a transaction.
@@ -183,10 +187,12 @@ class SqlStore:
         key: str | None = None,
         version: int | None = None,
         options: dict[str, Any] | None = None,
+        timeout: float | None = None,
     ) -> Started:
         """Create a run and launch its roots; the same key with the same input gives the run that has it.
 
-        ``run_id`` is the caller's, so that a repeat after a lost answer finds the run. Raises KeyConflict.
+        ``timeout`` are the seconds that it may take; the definition's where None. ``run_id`` is the caller's, so that a
+        repeat after a lost answer finds the run. Raises KeyConflict.
         """
         digest = definition.content_hash()
         cached = self.definitions.put(digest, definition)
@@ -202,6 +208,7 @@ class SqlStore:
                 key=key,
                 version=version,
                 options=options or {},
+                timeout=timeout or definition.timeout,
             ):
                 existing = self._find_started(connection, definition.name, key, run_id)
             if existing is not None:
@@ -235,12 +242,13 @@ class SqlStore:
             status=RunStatus.RUNNING.value,
             paused=False,
             generation=1,
-            nodes_total=len(definition.nodes),
+            nodes_total=len(definition.nodes) - len(definition.finalisers),
             nodes_done=0,
             rollback_status="none",
+            b_timeout=None if given["timeout"] is None else int(given["timeout"] * MICROSECONDS),
         )
         if inserted:
-            self.rows.nodes.insert(connection, given["run_id"], len(definition.nodes))
+            self.rows.nodes.insert(connection, given["run_id"], dict.fromkeys(range(len(definition.nodes)), 0))
         return inserted
 
     def _refuse_other_input(self, connection: Connection, existing: RunRow, input_text: str) -> None:
@@ -305,9 +313,21 @@ class SqlStore:
         if artifact is not None and attempt.input_artifact_id is not None:
             transaction.note_artifact(attempt.input_artifact_id, artifact)
         try:
-            return Claimed(work, _assemble_input(transaction, attempt, cached), None)
+            task_input = _assemble_input(transaction, attempt, cached)
+            if attempt.node_index < 0:
+                task_input["result"] = self._read_result(connection, attempt)
+            return Claimed(work, task_input, None)
         except (ValueError, LookupError, TypeError) as error:
             return Claimed(work, {}, error)
+
+    def _read_result(self, connection: Connection, attempt: Attempt) -> Any:
+        """What the task that an attempt undoes has returned; None where it did not complete."""
+        index = ~attempt.node_index
+        found = self.rows.tasks.find_at(connection, attempt.run_id, index, attempt.ordinal)
+        if found is None or found[1] is None:
+            return None
+        values = self.rows.artifacts.values_of_task(connection, attempt.run_id, index, found[0])
+        return to_result([plain_value(artifact, shape) for shape, artifact in values], found[1])
 
     # -- outcome
 
@@ -318,20 +338,38 @@ class SqlStore:
             attempt = work.attempt
             if not self.rows.tasks.try_complete(connection, attempt, shape):
                 return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, TaskStatus.COMPLETED))
-            self.rows.artifacts.insert(connection, self._artifact_rows(connection, work, artifacts))
-            node = self.rows.nodes.count_done(connection, attempt.run_id, attempt.node_index)
-            if node.tasks_done < node.tasks_total:
-                return Aftermath()
-            return self._advance(connection, attempt, node)
+            if attempt.node_index >= 0:  # what undoes another task produces nothing for others
+                self.rows.artifacts.insert(connection, self._artifact_rows(connection, work, artifacts))
+            return self._count_done(connection, work)
 
         return self.transact(transition)
+
+    def _count_done(self, connection: Connection, work: Work) -> Aftermath:
+        """Count a task at its node's barrier, and go on where that was the last."""
+        attempt = work.attempt
+        node = self.rows.nodes.count_done(connection, attempt.run_id, attempt.node_index)
+        if node.tasks_done < node.tasks_total:
+            return self._remind_of_epilogue(connection, work)
+        return self._advance(connection, attempt, node)
+
+    def _remind_of_epilogue(self, connection: Connection, work: Work) -> Aftermath:
+        """What waits for the last bodies of a run that has ended is told that one is over."""
+        definition = self.definitions.get(connection, work.definition_hash).definition
+        if not (definition.undoable or definition.finalisers):
+            return Aftermath()
+        transaction = self.transaction(connection, work.attempt.run_id)
+        if self.require_run(connection, work.attempt.run_id).epilogue == "waiting":
+            transaction.remind_of_epilogue()
+        return transaction.aftermath
 
     def _advance(self, connection: Connection, attempt: Attempt, node: NodeRow) -> Aftermath:
         """The completion that closes its node looks at what became ready, the run being locked."""
         transaction = self.transaction(connection, attempt.run_id)
         transaction.note_settled(attempt)
         if transaction.run.status != RunStatus.RUNNING:
-            return Aftermath()
+            epilogue.note_node_done(transaction, node)
+            transaction.flush()
+            return transaction.aftermath
         transaction.note_node(node)
         transaction.close_node(node.index)
         topology = transaction.definition.topology
@@ -349,12 +387,23 @@ class SqlStore:
         return transaction.aftermath
 
     def fail(self, work: Work, error: TaskError, status: TaskStatus = TaskStatus.FAILED) -> Aftermath | None:
-        """Record a failure (or CRASHED, or CANCELLED) and end the run; None when the attempt lost its guard."""
+        """Record a failure (or CRASHED, or CANCELLED) and end the run; None when the attempt lost its guard.
+
+        The run goes on where the node's policy says so, and always from a task that runs after its end.
+        """
+        attempt = work.attempt
+        definition = self.definition_of(work.definition_hash).definition
+        node = definition.node_of(attempt.node_index)
+        is_after_end = attempt.node_index < 0 or node.run_on is not None
+        is_tolerated = node.on_failure != "fail" and status is not TaskStatus.CRASHED and not is_after_end
+        if is_tolerated:
+            status = TaskStatus.FAILED  # also where it was revoked: only so it counts at the barrier
 
         def transition(connection: Connection) -> Aftermath | None:
-            attempt = work.attempt
             if not self.rows.tasks.try_end(connection, attempt, status, json.dumps(asdict(error))):
                 return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, status))
+            if is_after_end or is_tolerated:
+                return self._count_done(connection, work)
             transaction = self.transaction(connection, attempt.run_id)
             transaction.note_settled(attempt)
             transaction.explain(error, node=transaction.slug(attempt.node_index), task_id=attempt.task_id)
@@ -375,6 +424,8 @@ class SqlStore:
                 orchestrator.on_task_failed(
                     transaction, task_id=attempt.task_id, error_message=message, callbacks=_NO_CALLBACKS
                 )
+            if transaction.run.epilogue == "waiting" and not transaction.aftermath.owed:
+                transaction.remind_of_epilogue()
             transaction.flush()
             return transaction.aftermath
 
@@ -419,8 +470,9 @@ class SqlStore:
             )
             if not won:
                 return self._answer_repeat(self.rows.tasks.is_superseded(connection, attempt))
+            aftermath = self._remind_of_epilogue(connection, work)
             if not is_short:
-                return Aftermath()
+                return aftermath
             dispatch = Dispatch(
                 new_attempt_id,
                 attempt.task_id,
@@ -431,7 +483,8 @@ class SqlStore:
                 self.require_run(connection, attempt.run_id).options,
                 delay,
             )
-            return Aftermath(publish=[dispatch])
+            aftermath.publish.append(dispatch)
+            return aftermath
 
         return self.transact(transition)
 
@@ -502,15 +555,27 @@ class SqlStore:
         return self.transact(work)
 
     def cancel_rest(self, owed: Owed) -> list[str]:
-        """Cancel the open tasks of a run that ended, in batches; returns the attempt ids that were running."""
+        """Cancel the open tasks of a run that ended, in batches; returns the attempt ids that were running.
+
+        Where something follows the run's end, what runs is left to come to its own end first.
+        """
+        running = self._cancel_open(owed)
+        self.settle_owed(owed)
+        return running
+
+    def _cancel_open(self, owed: Owed) -> list[str]:
         running: list[str] = []
         error = json.dumps(asdict(TaskError("Cancelled", f"the run is {owed.status}")))
+        with self.read() as connection:
+            ended = self.rows.runs.get(connection, owed.run_id)
+        statuses = OPEN_TASK_STATUSES if ended is None or ended.epilogue is None else UNCLAIMED
 
         def batch(connection: Connection) -> bool:
-            tasks = self.rows.tasks.lock_open(connection, owed.run_id, self.policy.cancel_batch)
+            tasks = self.rows.tasks.lock_open(connection, owed.run_id, self.policy.cancel_batch, statuses)
             run = self.rows.runs.lock(connection, owed.run_id)
-            if not tasks or run is None or run.status not in RUN_TERMINAL_STATUSES:
-                self.rows.owed.delete(connection, owed.id)
+            is_over = run is not None and run.status in RUN_TERMINAL_STATUSES and run.generation == owed.generation
+            # What is open in a busy epilogue follows the run's end, and is no part of what ended.
+            if not tasks or run is None or not is_over or run.epilogue in BUSY_EPILOGUES:
                 return False
             self.rows.tasks.cancel(connection, [task_id for task_id, _, _ in tasks], error)
             running.extend(attempt_id for _, attempt_id, status in tasks if status == TaskStatus.RUNNING)
@@ -525,6 +590,8 @@ class SqlStore:
 
         def work(connection: Connection) -> Aftermath:
             transaction = self.transaction(connection, owed.run_id)
+            if owed.node_index < 0:
+                return self._continue_undoing(transaction, owed)
             run, node = transaction.run, transaction.node(owed.node_index)
             if run.status != RunStatus.RUNNING or run.generation != owed.generation or node.status != "launching":
                 self.rows.owed.delete(connection, owed.id)
@@ -539,6 +606,83 @@ class SqlStore:
                 transaction.aftermath.owed.append(owed)
             else:
                 self.rows.owed.delete(connection, owed.id)
+            return transaction.aftermath
+
+        return self.transact(work)
+
+    def _continue_undoing(self, transaction: RunTransaction, owed: Owed) -> Aftermath:
+        run = transaction.run
+        undoing = self.rows.nodes.get_some(transaction.connection, run.id, [owed.node_index])
+        is_due = run.epilogue == "rollback" and run.generation == owed.generation
+        if is_due and undoing and undoing[0].status == "launching" and transaction.continue_undoing(undoing[0]):
+            self.rows.owed.postpone(transaction.connection, owed.id, self._lease)
+            transaction.aftermath.owed.append(owed)
+        else:
+            self.rows.owed.delete(transaction.connection, owed.id)
+        return transaction.aftermath
+
+    def follow_end(self, owed: Owed) -> Aftermath:
+        """Begin what follows a run's end, unless a body of the run is still at work: then later."""
+        self._cancel_open(owed)  # also what a lost worker or a retry of Celery's has put back meanwhile
+
+        def work(connection: Connection) -> Aftermath:
+            transaction = self.transaction(connection, owed.run_id)
+            run = transaction.run
+            is_due = run.epilogue == "waiting" and run.generation == owed.generation
+            if is_due and self.rows.tasks.has_open(connection, owed.run_id):
+                self.rows.owed.postpone(connection, owed.id, int(self.policy.short_delay * MICROSECONDS))
+                return Aftermath()
+            self.rows.owed.delete(connection, owed.id)
+            if is_due:
+                epilogue.begin(transaction)
+                transaction.flush()
+            return transaction.aftermath
+
+        return self.transact(work)
+
+    def roll_back(self, run_id: str, *, after: RollbackStatus | None = None) -> Aftermath:
+        """Undo a run that has ended, or try again where that failed. Raises RunStateError, UnknownRun.
+
+        A repeat after a lost answer says ``after`` which status of the rollback it was asked in: if it is another now,
+        it is done.
+        """
+
+        def work(connection: Connection) -> Aftermath:
+            transaction = self.transaction(connection, run_id)
+            if after is not None and transaction.run.rollback_status != after:
+                return Aftermath()
+            epilogue.start_rollback(transaction)
+            transaction.flush()
+            return transaction.aftermath
+
+        return self.transact(work)
+
+    # -- deadlines
+
+    def find_overdue_tasks(self, limit: int) -> list[tuple[Work, float]]:
+        """Running attempts whose node's timeout is over, each with that timeout in seconds."""
+        with self.read() as connection:
+            grace = int(OVERDUE_GRACE * MICROSECONDS)
+            found = self.rows.tasks.find_overdue(connection, grace=grace, limit=limit)
+        return [(Work(attempt, digest, None), timeout / MICROSECONDS) for attempt, digest, timeout in found]
+
+    def find_overdue_runs(self, limit: int) -> list[str]:
+        """Open runs that have had their time."""
+        with self.read() as connection:
+            return self.rows.runs.find_overdue(connection, limit)
+
+    def expire(self, run_id: str) -> Aftermath:
+        """Fail a run that has had its time; one that has ended, or was retried meanwhile, is left as it is."""
+
+        def work(connection: Connection) -> Aftermath:
+            transaction = self.transaction(connection, run_id)
+            timeout = (transaction.run.timeout or 0) / MICROSECONDS
+            if not self.rows.runs.is_overdue(connection, run_id):
+                return Aftermath()
+            reason = f"the run has not ended within its {timeout:g} s"
+            transaction.explain(TaskError("DeadlineExceeded", reason), node=None, task_id=None)
+            orchestrator.abort_run(transaction, run_id=run_id, reason=reason, callbacks=_NO_CALLBACKS)
+            transaction.flush()
             return transaction.aftermath
 
         return self.transact(work)
@@ -564,59 +708,26 @@ class SqlStore:
             count,
         )
 
-    def retry(self, run_id: str, *, after: int | None = None) -> Aftermath:
-        """Run again, in the next generation, what did not complete. Raises RunStateError, UnknownRun.
+    def retry(self, run_id: str, *, after: int | None = None, from_node: str | None = None) -> Aftermath:
+        """Run again, in the next generation, what did not complete, and ``from_node`` with all that depends on it.
 
         A repeat after a lost answer says ``after`` which generation it was asked for: if that is past, it is done.
+        Raises RunStateError, UnknownRun, UnknownNode.
         """
 
         def work(connection: Connection) -> Aftermath:
             transaction = self.transaction(connection, run_id)
             # Locks in the order task, node, run: outcomes of the old generation may still be arriving.
             self.rows.tasks.lock_of_run(connection, run_id)
-            self.rows.nodes.get_all(connection, run_id, lock=True)
+            self.rows.nodes.lock_all(connection, run_id)
             if after is not None and transaction.run.generation > after:
                 return Aftermath()
-            if transaction.run.status not in RUN_RETRYABLE_STATUSES or not transaction.set_reopened():
-                raise RunStateError(
-                    f"Run {run_id} is {transaction.run.status}: only a run that failed, crashed or was cancelled can "
-                    "be retried. Start a new run, or wait for this one to end."
-                )
-            self.rows.owed.delete_of_run(connection, run_id, ["cancel", "launch"])
-            self._cancel_leftovers(connection, run_id)
-            self._redispatch(transaction)
+            reopening.reopen(transaction, from_node)
             self._reconcile(transaction)
             transaction.flush()
             return transaction.aftermath
 
         return self.transact(work)
-
-    def _cancel_leftovers(self, connection: Connection, run_id: str) -> None:
-        """Tasks that the old generation's cancellation had not reached yet."""
-        while tasks := self.rows.tasks.lock_open(connection, run_id, self.policy.cancel_batch):
-            self.rows.tasks.cancel(
-                connection, [task[0] for task in tasks], json.dumps(asdict(TaskError("Cancelled", "retried")))
-            )
-
-    def _redispatch(self, transaction: RunTransaction) -> None:
-        nodes = transaction.load_all_nodes()
-        completed = transaction.get_completed_node_indices(transaction.run_id)
-        counts = self.rows.tasks.count_by_status(transaction.connection, transaction.run_id)
-
-        def has_failure(index: int) -> bool:
-            return any(status in counts.get(index, ()) for status in TASK_RETRYABLE_STATUSES)
-
-        boundary = compute_retry_boundary(
-            completed, {node.index for node in nodes if node.status != "blocked"}, len(nodes), has_failure
-        )
-        # A launch that the run's end cut short, its tasks so far completed, has nothing to repeat: it goes on.
-        resumed = [node.index for node in nodes if node.status == "launching" and not has_failure(node.index)]
-        for index in resumed:
-            transaction.owe("launch", transaction.run.status, index)
-        boundary = replace(boundary, downstream=[index for index in boundary.downstream if index not in resumed])
-        transaction.set_nodes_done(sum(node.status in ("completed", "skipped", "filtered") for node in nodes))
-        retry_run(transaction, transaction.run_id, transaction.definition.definition.nodes, boundary)
-        transaction.flush_redispatched()
 
     def reconcile(self, run_id: str) -> Aftermath:
         """Look at every node of a running run: close what is complete, launch what is ready, end what is over."""
@@ -724,13 +835,18 @@ class SqlStore:
         with self.read() as connection:
             return self.rows.tasks.is_current(connection, attempt_id)
 
+    def is_wanted(self, attempt_id: str) -> bool:
+        """Whether what an attempt does is still of use."""
+        with self.read() as connection:
+            return self.rows.tasks.is_wanted(connection, attempt_id)
+
     def return_unknown(self, attempt_id: str, pause: float) -> None:
         """Owe an unclaimed attempt again after ``pause`` seconds; one that is not waiting any more is left alone."""
         self.transact(
             lambda connection: self.rows.tasks.hand_back(connection, attempt_id, delay=int(pause * MICROSECONDS))
         )
 
-    def lease_owed(self, limit: int, kinds: Sequence[OwedKind] = ("callback", "cancel", "launch")) -> list[Owed]:
+    def lease_owed(self, limit: int, kinds: Sequence[OwedKind] = OWED_KINDS) -> list[Owed]:
         """Take what is due; whoever took it does it."""
         return self.transact(
             lambda connection: self.rows.owed.lease_due(connection, kinds, limit=limit, lease=self._lease)
@@ -868,22 +984,23 @@ def _refuse_other_ids(run_id: object) -> None:
 def _assemble_input(transaction: RunTransaction, attempt: Attempt, cached: CachedDefinition) -> dict[str, Any]:
     """A task's input: its artifacts or the run input, with bindings laid over them."""
     topology = cached.topology
+    node_index = max(attempt.node_index, ~attempt.node_index)  # what undoes a task gets the task's own input
     input_data = build_task_input(
         transaction,
         run_id=attempt.run_id,
-        node_index=attempt.node_index,
+        node_index=node_index,
         input_artifact_id=attempt.input_artifact_id,
         nodes=topology.nodes,
         deps=topology.deps,
         origin_artifact_id=attempt.origin_artifact_id,
         passthrough_indices=topology.passthrough_indices,
     )
-    node = topology.nodes[attempt.node_index]
+    node = topology.nodes[node_index]
     if node.bindings:
         resolve_task_bindings(
             transaction,
             run_id=attempt.run_id,
-            node_index=attempt.node_index,
+            node_index=node_index,
             nodes=topology.nodes,
             input_data=input_data,
             node_config=node.config,

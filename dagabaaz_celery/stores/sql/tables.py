@@ -38,6 +38,8 @@ OPEN_TASK_STATUSES = (TaskStatus.PENDING, TaskStatus.QUEUED, TaskStatus.RUNNING)
 OPEN_RUN_STATUSES = (RunStatus.PENDING, RunStatus.RUNNING)
 NODE_STATUSES = ("blocked", "launching", "launched", "completed", "skipped", "filtered", "failed")
 CLOSED_NODE_STATUSES = ("completed", "skipped", "filtered")
+#: After a run's end, the times at which tasks of it run: what is open then undoes others, or is a finaliser's.
+BUSY_EPILOGUES = ("rollback", "finalisers")
 
 
 class _Clock:

@@ -9,13 +9,16 @@ from dataclasses import asdict
 from typing import Any
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
+    CompoundSelect,
     Connection,
     Row,
     ScalarSelect,
     Select,
     Table,
     Update,
+    and_,
     bindparam,
     case,
     delete,
@@ -32,9 +35,9 @@ from sqlalchemy import (
 from dagabaaz_celery.constants import RunStatus, TaskStatus
 from dagabaaz_celery.stores.sql.engine import now, read_by_index
 from dagabaaz_celery.stores.sql.records import Attempt, Dispatch, Published, TaskError
-from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES, Id, Tables
+from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, Id, Tables
 
-_UNCLAIMED = (TaskStatus.PENDING, TaskStatus.QUEUED)
+UNCLAIMED = (TaskStatus.PENDING, TaskStatus.QUEUED)
 #: Ids in one statement: a bound that every driver takes.
 ID_CHUNK = 500
 
@@ -72,14 +75,11 @@ class TaskRows:
         self._lock_run = select(task.c.id).where(by_run).order_by(task.c.id).with_for_update()
         among_open = (
             task.c.id.in_(bindparam("b_ids", expanding=True)),
-            found_otherwise(task.c.status).in_(OPEN_TASK_STATUSES),
+            found_otherwise(task.c.status).in_(bindparam("b_statuses", expanding=True)),
         )
-        some_open = [
-            _by_open_index(select(task.c.id).where(by_run, task.c.status == status), task).limit(bindparam("b_limit"))
-            for status in OPEN_TASK_STATUSES
-        ]
-        # One statement sees one moment. Of three, a task that goes back from running to pending would escape them all.
-        self._some_open = union_all(*(select(part.subquery().c.id) for part in some_open)).limit(bindparam("b_limit"))
+        self._some_open: dict[tuple[TaskStatus, ...], CompoundSelect[Any]] = {
+            statuses: self._select_some(statuses) for statuses in (OPEN_TASK_STATUSES, UNCLAIMED)
+        }
         self._lock_open = (
             select(task.c.id, task.c.attempt_id, task.c.status).where(*among_open).order_by(task.c.id).with_for_update()
         )
@@ -95,11 +95,26 @@ class TaskRows:
             .order_by(task.c.node_index, task.c.ordinal)
         )
         self._delete_at_nodes = delete(task).where(*at_nodes)
+        history = tables.attempt
+        self._delete_history_at_nodes = delete(history).where(
+            history.c.run_id == bindparam("b_run"), history.c.task_id.in_(select(task.c.id).where(*at_nodes))
+        )
+        self._reopen_completed = (
+            update(task)
+            .where(*at_nodes, task.c.status == TaskStatus.COMPLETED)
+            .values(status=TaskStatus.CANCELLED.value, error=bindparam("b_error"))
+        )
+        self._build_undoing(by_run)
         self._delete = delete(task).where(task.c.id.in_(bindparam("b_ids", expanding=True)))
         self._statuses = (
             select(task.c.node_index, task.c.status, func.count())
             .where(by_run)
             .group_by(task.c.node_index, task.c.status)
+        )
+        self._statuses_at_node = (
+            select(task.c.status, func.count())
+            .where(by_run, task.c.node_index == bindparam("b_node"))
+            .group_by(task.c.status)
         )
         self._results = (
             select(task.c.id, task.c.status, task.c.result_shape)
@@ -126,16 +141,66 @@ class TaskRows:
             .order_by(task.c.node_index, task.c.ordinal)
         )
 
+    def _select_some(self, statuses: Sequence[TaskStatus]) -> CompoundSelect[Any]:
+        """Some tasks of a run in these states.
+
+        One statement sees one moment. Of three, a task that goes back from running to pending would escape them all.
+        """
+        task = self._tables.task
+        limit: BindParameter[int] = bindparam("b_limit")
+        parts = [
+            _by_open_index(select(task.c.id).where(task.c.run_id == bindparam("b_run"), task.c.status == status), task)
+            for status in statuses
+        ]
+        return union_all(*(select(part.limit(limit).subquery().c.id) for part in parts)).limit(limit)
+
+    def _build_undoing(self, by_run: ColumnElement[bool]) -> None:
+        task, history = self._tables.task, self._tables.attempt
+        began_before = exists().where(
+            history.c.run_id == task.c.run_id, history.c.task_id == task.c.id, history.c.claimed_at.is_not(None)
+        )
+        begun = or_(task.c.claimed_at.is_not(None), task.c.status == TaskStatus.COMPLETED, began_before)
+        self._count_begun = (
+            select(task.c.node_index, func.count())
+            .where(by_run, task.c.node_index.in_(bindparam("b_nodes", expanding=True)), begun)
+            .group_by(task.c.node_index)
+        )
+        of_node = (by_run, task.c.node_index == bindparam("b_node"))
+        self._list_begun = (
+            select(task.c.ordinal, task.c.input_artifact_id, task.c.origin_artifact_id)
+            .where(*of_node, begun, task.c.ordinal > bindparam("b_after"))
+            .order_by(task.c.ordinal)
+            .limit(bindparam("b_limit"))
+        )
+        self._last_ordinal = select(func.coalesce(func.max(task.c.ordinal), -1)).where(*of_node)
+        ended_badly = (TaskStatus.FAILED, TaskStatus.CRASHED, TaskStatus.CANCELLED)
+        self._first_bad = select(task.c.id).where(*of_node, found_otherwise(task.c.status).in_(ended_badly)).limit(1)
+        self._one_at_node = select(task.c.id, task.c.result_shape).where(
+            *of_node, task.c.ordinal == bindparam("b_ordinal")
+        )
+        run = self._tables.run
+        self._overdue = (
+            select(*self._attempt_columns, run.c.definition_hash, task.c.timeout)
+            .join(run, run.c.id == task.c.run_id)
+            .where(
+                task.c.status == TaskStatus.RUNNING,
+                task.c.timeout.is_not(None),
+                task.c.claimed_at + task.c.timeout + bindparam("b_grace") <= now(),
+            )
+            .limit(bindparam("b_limit"))
+        )
+
     def _build_claims(self) -> None:
         task, run = self._tables.task, self._tables.run
         current = task.c.attempt_id == bindparam("b_attempt")
-        may_run = exists().where(run.c.id == task.c.run_id, run.c.status == RunStatus.RUNNING, not_(run.c.paused))
-        is_running = exists().where(run.c.id == task.c.run_id, run.c.status == RunStatus.RUNNING)
+        goes_on = or_(run.c.status == RunStatus.RUNNING, run.c.epilogue.in_(BUSY_EPILOGUES))
+        may_run = exists().where(run.c.id == task.c.run_id, may_start(run))
+        is_running = exists().where(run.c.id == task.c.run_id, goes_on)
         claim = (
             update(task)
             .where(
                 current,
-                task.c.status.in_(_UNCLAIMED),
+                task.c.status.in_(UNCLAIMED),
                 or_(task.c.not_before.is_(None), task.c.not_before <= now()),
                 may_run,
             )
@@ -154,7 +219,7 @@ class TaskRows:
         )
         self._hand_back = (
             update(task)
-            .where(current, task.c.status.in_(_UNCLAIMED), is_running)
+            .where(current, task.c.status.in_(UNCLAIMED), is_running)
             .values(
                 status=TaskStatus.PENDING.value,
                 lease_until=None,
@@ -178,7 +243,9 @@ class TaskRows:
             )
         )
         self._why_refused = (
-            select(task.c.status, run.c.status, run.c.paused).join(run, run.c.id == task.c.run_id).where(current)
+            select(task.c.status, run.c.status, run.c.paused, run.c.epilogue)
+            .join(run, run.c.id == task.c.run_id)
+            .where(current)
         )
 
     def _build_outcomes(self) -> None:
@@ -231,7 +298,14 @@ class TaskRows:
         self._is_current = (
             select(task.c.id)
             .join(run, run.c.id == task.c.run_id)
-            .where(current, task.c.status.in_(OPEN_TASK_STATUSES), run.c.status == RunStatus.RUNNING)
+            .where(
+                current,
+                task.c.status.in_(OPEN_TASK_STATUSES),
+                or_(run.c.status == RunStatus.RUNNING, run.c.epilogue.is_not(None)),
+            )
+        )
+        self._is_wanted = self._is_current.where(
+            or_(run.c.status == RunStatus.RUNNING, run.c.epilogue.in_(BUSY_EPILOGUES))
         )
         history = self._tables.attempt
         self._superseded = select(history.c.attempt_id).where(
@@ -251,15 +325,15 @@ class TaskRows:
             or_(task.c.lease_until.is_(None), task.c.lease_until < now()),
         )
         undelayed = (*owed, task.c.not_before.is_(None))
+        has_due = select_first_open(task, run, *undelayed).is_not(None)
         self._runs_with_due = (
             select(run.c.id)
-            .where(
-                run.c.status == RunStatus.RUNNING,
-                not_(run.c.paused),
-                select_first_open(task, run, *undelayed).is_not(None),
-            )
+            .where(run.c.status == RunStatus.RUNNING, not_(run.c.paused), has_due)
             .order_by(run.c.id)
             .limit(ID_CHUNK)
+        )
+        self._ended_runs_with_due = (
+            select(run.c.id).where(run.c.epilogue.in_(BUSY_EPILOGUES), has_due).order_by(run.c.id).limit(ID_CHUNK)
         )
         due_columns = (task.c.attempt_id, task.c.id, task.c.run_id, task.c.node_index, task.c.retries)
         of_run = select(*due_columns).where(task.c.run_id == bindparam("b_run"), *undelayed, may_publish)
@@ -433,12 +507,12 @@ class TaskRows:
         row = connection.execute(self._why_refused, {"b_attempt": attempt_id}).one_or_none()
         if row is None:
             return "the attempt was superseded, or its run was deleted"
-        task_status, run_status, paused = row
-        if run_status != RunStatus.RUNNING:
+        task_status, run_status, paused, epilogue = row
+        if run_status != RunStatus.RUNNING and epilogue not in BUSY_EPILOGUES:
             return f"its run is {run_status}"
-        if paused:
+        if paused and run_status == RunStatus.RUNNING:
             return "its run is paused"
-        if task_status in _UNCLAIMED:
+        if task_status in UNCLAIMED:
             return "it is not due yet"
         return f"the task is already {task_status}"
 
@@ -551,7 +625,10 @@ class TaskRows:
         is not looked at.
         """
         due = list(connection.execute(self._due_delayed, {"b_limit": limit}))
-        runs = connection.execute(self._runs_with_due).scalars().all() if len(due) < limit else []
+        runs: list[str] = []
+        if len(due) < limit:
+            runs = [*connection.execute(self._ended_runs_with_due).scalars()]
+            runs += connection.execute(self._runs_with_due).scalars()
         for run_id in runs:
             due += connection.execute(self._due, {"b_run": run_id, "b_limit": limit - len(due)})
             if len(due) >= limit:
@@ -661,8 +738,12 @@ class TaskRows:
         connection.execute(self._progress, key)
 
     def is_current(self, connection: Connection, attempt_id: str) -> bool:
-        """Whether an attempt may still report an outcome that counts: it is current and its run runs."""
+        """Whether an attempt may still report an outcome that counts: it is current, and its run runs or waits."""
         return connection.execute(self._is_current, {"b_attempt": attempt_id}).first() is not None
+
+    def is_wanted(self, connection: Connection, attempt_id: str) -> bool:
+        """Whether what an attempt does is still of use: it is current, and its run has not ended around it."""
+        return connection.execute(self._is_wanted, {"b_attempt": attempt_id}).first() is not None
 
     def seconds_to_next_due(self, connection: Connection) -> float | None:
         """How long until the next delayed task is due."""
@@ -684,11 +765,23 @@ class TaskRows:
         """Lock every task of a run, before its nodes and the run itself."""
         connection.execute(self._lock_run, {"b_run": run_id}).all()
 
-    def lock_open(self, connection: Connection, run_id: str, limit: int) -> list[tuple[str, str, str]]:
-        """Lock up to so many open tasks, in id order: (task id, attempt id, status); none when there is none."""
-        while found := connection.execute(self._some_open, {"b_run": run_id, "b_limit": limit}).scalars().all():
+    def lock_open(
+        self,
+        connection: Connection,
+        run_id: str,
+        limit: int,
+        statuses: tuple[TaskStatus, ...] = OPEN_TASK_STATUSES,
+    ) -> list[tuple[str, str, str]]:
+        """Lock up to so many open tasks, in id order: (task id, attempt id, status); none when there is none.
+
+        ``statuses`` may be UNCLAIMED, which leaves out what runs.
+        """
+        some, key = self._some_open[statuses], {"b_run": run_id, "b_limit": limit}
+        while found := connection.execute(some, key).scalars().all():
             rows = [
-                row for chunk in _chunks(sorted(found)) for row in connection.execute(self._lock_open, {"b_ids": chunk})
+                row
+                for chunk in _chunks(sorted(found))
+                for row in connection.execute(self._lock_open, {"b_ids": chunk, "b_statuses": statuses})
             ]
             if rows:  # else they all ended meanwhile
                 return [(task_id, attempt_id, status) for task_id, attempt_id, status in rows]
@@ -697,7 +790,10 @@ class TaskRows:
     def cancel(self, connection: Connection, task_ids: Sequence[str], error: str) -> int:
         """Cancel these tasks where open; how many were. ``error`` is JSON text."""
         return sum(
-            connection.execute(self._cancel, {"b_ids": chunk, "b_error": error}).rowcount for chunk in _chunks(task_ids)
+            connection.execute(
+                self._cancel, {"b_ids": chunk, "b_error": error, "b_statuses": OPEN_TASK_STATUSES}
+            ).rowcount
+            for chunk in _chunks(task_ids)
         )
 
     def list_at_nodes(
@@ -708,8 +804,56 @@ class TaskRows:
         return [(Attempt(*row[:-2]), row[-2], row[-1]) for row in rows]
 
     def delete_at_nodes(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
-        """Delete every task of nodes."""
-        connection.execute(self._delete_at_nodes, {"b_run": run_id, "b_nodes": list(indices)})
+        """Delete every task of nodes, with its history."""
+        key = {"b_run": run_id, "b_nodes": list(indices)}
+        connection.execute(self._delete_history_at_nodes, key)
+        connection.execute(self._delete_at_nodes, key)
+
+    def reopen_completed(self, connection: Connection, run_id: str, index: int, error: str) -> None:
+        """Set a node's completed tasks cancelled, so that a retry does them again. ``error`` is JSON text."""
+        connection.execute(self._reopen_completed, {"b_run": run_id, "b_nodes": [index], "b_error": error})
+
+    # -- undoing and deadlines
+
+    def has_open(self, connection: Connection, run_id: str) -> bool:
+        """Whether the run has a task that has not ended; nothing is locked."""
+        some = self._some_open[OPEN_TASK_STATUSES]
+        return connection.execute(some, {"b_run": run_id, "b_limit": 1}).first() is not None
+
+    def count_begun(self, connection: Connection, run_id: str, indices: Sequence[int]) -> dict[int, int]:
+        """For each of these nodes, how many of its tasks had a body that began, in any attempt; nodes without: none."""
+        rows = connection.execute(self._count_begun, {"b_run": run_id, "b_nodes": list(indices)})
+        return {row[0]: row[1] for row in rows}
+
+    def list_begun(
+        self, connection: Connection, run_id: str, index: int, *, after: int, limit: int
+    ) -> list[tuple[int, str | None, str | None]]:
+        """Those tasks of a node, from behind an ordinal on: (ordinal, input artifact, origin artifact)."""
+        key = {"b_run": run_id, "b_node": index, "b_after": after, "b_limit": limit}
+        return [(row[0], row[1], row[2]) for row in connection.execute(self._list_begun, key)]
+
+    def last_ordinal(self, connection: Connection, run_id: str, index: int) -> int:
+        """The highest ordinal of a node's tasks; -1 where it has none."""
+        ordinal: int = connection.execute(self._last_ordinal, {"b_run": run_id, "b_node": index}).scalar_one()
+        return ordinal
+
+    def has_ended_badly(self, connection: Connection, run_id: str, index: int) -> bool:
+        """Whether a task of the node failed, crashed or was cancelled."""
+        return connection.execute(self._first_bad, {"b_run": run_id, "b_node": index}).first() is not None
+
+    def find_at(self, connection: Connection, run_id: str, index: int, ordinal: int) -> tuple[str, str | None] | None:
+        """The task at a place: (id, shape of its result)."""
+        key = {"b_run": run_id, "b_node": index, "b_ordinal": ordinal}
+        row = connection.execute(self._one_at_node, key).one_or_none()
+        return None if row is None else (row[0], row[1])
+
+    def find_overdue(self, connection: Connection, *, grace: int, limit: int) -> list[tuple[Attempt, str, int]]:
+        """Running attempts that have had their time and ``grace`` microseconds more.
+
+        Each with its run's definition hash and that time.
+        """
+        rows = connection.execute(self._overdue, {"b_grace": grace, "b_limit": limit})
+        return [(Attempt(*row[:-2]), row[-2], row[-1]) for row in rows]
 
     def delete(self, connection: Connection, task_ids: Sequence[str]) -> None:
         """Delete tasks."""
@@ -724,6 +868,11 @@ class TaskRows:
         for index, status, number in connection.execute(self._statuses, {"b_run": run_id}):
             counts.setdefault(index, {})[status] = number
         return counts
+
+    def count_at_node(self, connection: Connection, run_id: str, index: int) -> dict[str, int]:
+        """How many of a node's tasks are in which state."""
+        rows = connection.execute(self._statuses_at_node, {"b_run": run_id, "b_node": index})
+        return {row[0]: row[1] for row in rows}
 
     def list_results(self, connection: Connection, run_id: str, index: int) -> list[tuple[str, str, str | None]]:
         """Tasks of a node in order: (id, status, result shape)."""
@@ -763,9 +912,14 @@ def found_otherwise(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.coalesce(column, "")
 
 
+def may_start(run: Table) -> ColumnElement[bool]:
+    """Whether a run's open tasks may be published and claimed. After its end they undo it, or are finalisers'."""
+    return or_(and_(run.c.status == RunStatus.RUNNING, not_(run.c.paused)), run.c.epilogue.in_(BUSY_EPILOGUES))
+
+
 def _select_open_run(task: Table, run: Table) -> ScalarSelect[Any]:
     """A task's run if its tasks may be published, or null; like ``select_first_open`` no join that begins elsewhere."""
-    found = select(run.c.id).where(run.c.id == task.c.run_id, run.c.status == RunStatus.RUNNING, not_(run.c.paused))
+    found = select(run.c.id).where(run.c.id == task.c.run_id, may_start(run))
     return found.correlate(task).scalar_subquery()
 
 

@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 
 from dagabaaz_celery.constants import (
     RUN_TERMINAL_STATUSES,
-    TASK_DONE_STATUSES,
+    TASK_RETRYABLE_STATUSES,
     NodeSummaryStatus,
     RunStatus,
     TaskStatus,
@@ -26,7 +26,18 @@ from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
 from dagabaaz_celery.stores.sql.nodes import NodeRows
 from dagabaaz_celery.stores.sql.owed import OwedRows, WorkerRows
-from dagabaaz_celery.stores.sql.records import Aftermath, Attempt, Dispatch, NodeRow, Owed, OwedKind, RunRow, TaskError
+from dagabaaz_celery.stores.sql.records import (
+    Aftermath,
+    Attempt,
+    Dispatch,
+    Epilogue,
+    NodeRow,
+    Owed,
+    OwedKind,
+    RollbackStatus,
+    RunRow,
+    TaskError,
+)
 from dagabaaz_celery.stores.sql.runs import PipelineRows, RunRows
 from dagabaaz_celery.stores.sql.tables import CLOSED_NODE_STATUSES, Tables, new_id
 from dagabaaz_celery.stores.sql.tasks import TaskRows
@@ -172,10 +183,16 @@ class RunTransaction:
             return False
         detail = self._error or (None if error is None else _plain_error(error))
         text = None if detail is None else json.dumps(detail)
-        if not self.rows.runs.try_end(self.connection, run_id, status, text):
+        definition = self.definition.definition
+        undoes = bool(definition.undoable) and status != RunStatus.COMPLETED
+        epilogue: Epilogue | None = "waiting" if undoes or definition.finalisers else None
+        rollback: RollbackStatus = "running" if undoes else "none"
+        if not self.rows.runs.try_end(self.connection, run_id, status, text, epilogue=epilogue, rollback=rollback):
             return False
-        self._run = replace(self.run, status=status, error=detail)
+        self._run = replace(self.run, status=status, error=detail, epilogue=epilogue, rollback_status=rollback)
         self.owe("callback", status)
+        if epilogue is not None:
+            self.owe("epilogue", status)
         return True
 
     def set_run_progress(self, run_id: str, completed_nodes: int) -> None:
@@ -312,14 +329,19 @@ class RunTransaction:
         return [self._nodes[index] for index in sorted(self._nodes)]
 
     def close_node(self, node_index: int) -> bool:
-        """Close a launched node whose tasks are all done, the run being locked."""
+        """Close a launched node whose tasks are all done, the run being locked; as skipped where a failure says so."""
         done = self.nodes_done
-        if not self.rows.nodes.try_close(self.connection, self.run_id, node_index):
+        says_skip = self.definition.definition.says_skip(node_index)
+        status = "skipped" if says_skip and self.has_ended_badly(node_index) else "completed"
+        if not self.rows.nodes.try_close(self.connection, self.run_id, node_index, status):
             return False
-        node = self.node(node_index)
-        self._nodes[node_index] = replace(node, status="completed")
+        self._nodes[node_index] = replace(self.node(node_index), status=status)
         self._nodes_done = done + 1
         return True
+
+    def has_ended_badly(self, node_index: int) -> bool:
+        """Whether one of a node's tasks failed, crashed or was cancelled."""
+        return self.rows.tasks.has_ended_badly(self.connection, self.run_id, node_index)
 
     @property
     def nodes_done(self) -> int:
@@ -343,12 +365,55 @@ class RunTransaction:
         self.rows.owed.insert(self.connection, owed, delay=self._lease)
         self.aftermath.owed.append(owed)
 
+    # -- after the run's end
+
+    def set_epilogue(self, epilogue: Epilogue | None, rollback: RollbackStatus) -> None:
+        """Record what goes on after the run's end."""
+        self.rows.runs.set_epilogue(self.connection, self.run_id, epilogue, rollback)
+        self._run = replace(self.run, epilogue=epilogue, rollback_status=rollback)
+
+    def remind_of_epilogue(self) -> None:
+        """Have what follows the run's end looked at after this commit: the body that it waits for may have ended."""
+        self.aftermath.owed += self.rows.owed.list_of_run(self.connection, self.run_id, ["epilogue"])
+
+    def launch_after_end(self, node_index: int) -> bool:
+        """Claim the launch of a finaliser, or of the undoing of a node, of a run that has ended."""
+        won = self.rows.nodes.try_claim_launch(self.connection, self.run_id, node_index)
+        if won and node_index >= 0:
+            self._nodes[node_index] = NodeRow(node_index, "launching", 0, 0)
+        return won
+
+    def continue_undoing(self, node: NodeRow) -> int:
+        """Make the next batch of the tasks that undo a node's; how many are left.
+
+        Each has the ordinal of what it undoes. ``node`` is the undoing's own row, whose index is negative.
+        """
+        rows, connection, limit = self.rows.tasks, self.connection, self.policy.launch_batch
+        after = rows.last_ordinal(connection, self.run_id, node.index)
+        begun = rows.list_begun(connection, self.run_id, ~node.index, after=after, limit=limit)
+        self._write_tasks(node.index, [(ordinal, _Planned(new_id(), *work)) for ordinal, *work in begun])
+        cursor = node.launch_cursor + len(begun)
+        self.rows.nodes.set_launched(connection, self.run_id, [(node.index, node.tasks_total, cursor)])
+        return node.tasks_total - cursor
+
+    def undo_again(self, node_index: int) -> None:
+        """Give the tasks that failed to undo a node a new attempt."""
+        bad = [
+            attempt
+            for attempt, status, _ in self.rows.tasks.list_at_nodes(self.connection, self.run_id, [node_index])
+            if status in TASK_RETRYABLE_STATUSES
+        ]
+        for attempt in bad:
+            self._supersede(attempt, "the rollback was retried")
+        self._recount(node_index)
+
     def continue_launch(self, node_index: int, items: Sequence[tuple[str | None, str | None]]) -> int:
         """Make the next batch of a wide launch from all its (input artifact, origin) items; how many are left."""
         node = self.rows.nodes.get_some(self.connection, self.run_id, [node_index])[0]
         self._nodes[node_index] = node
         batch = items[node.launch_cursor : node.launch_cursor + self.policy.launch_batch]
-        self._write_tasks(node_index, [_Planned(new_id(), *item) for item in batch], node.launch_cursor)
+        planned = [_Planned(new_id(), *item) for item in batch]
+        self._write_tasks(node_index, list(enumerate(planned, start=node.launch_cursor)))
         cursor = node.launch_cursor + len(batch)
         self.rows.nodes.set_launched(self.connection, self.run_id, [(node_index, len(items), cursor)])
         return len(items) - cursor
@@ -366,7 +431,7 @@ class RunTransaction:
         launches = []
         for index, planned in self._planned.items():
             batch = planned[: self.policy.launch_batch]
-            self._write_tasks(index, batch, 0)
+            self._write_tasks(index, list(enumerate(batch)))
             launches.append((index, len(planned), len(batch)))
             if len(batch) < len(planned):
                 self.owe("launch", self.run.status, index)
@@ -403,14 +468,17 @@ class RunTransaction:
         self._nodes[node_index] = NodeRow(node_index, node_status, 1, int(node_status in CLOSED_NODE_STATUSES))
         return task_id
 
-    def _write_tasks(self, node_index: int, planned: Sequence[_Planned], first_ordinal: int) -> None:
-        rows = [
-            self._task_row(node_index, work, first_ordinal + offset, new_id()) for offset, work in enumerate(planned)
-        ]
+    def _write_tasks(self, node_index: int, planned: Sequence[tuple[int, _Planned]]) -> None:
+        rows = [self._task_row(node_index, work, ordinal, new_id()) for ordinal, work in planned]
         # What a paused run owes is nobody's: the resume has it published.
-        self.rows.tasks.insert_leased(self.connection, rows, None if self.run.paused else self._lease)
-        if not self.run.paused:
+        self.rows.tasks.insert_leased(self.connection, rows, None if self._is_held else self._lease)
+        if not self._is_held:
             self.aftermath.publish += [self._dispatch(row) for row in rows]
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether a pause keeps tasks from being published; it ends with the run."""
+        return self.run.paused and self.run.status not in RUN_TERMINAL_STATUSES
 
     def _dispatch(self, row: dict[str, Any]) -> Dispatch:
         return Dispatch(
@@ -424,6 +492,7 @@ class RunTransaction:
         )
 
     def _task_row(self, node_index: int, work: _Planned, ordinal: int, attempt_id: str) -> dict[str, Any]:
+        timeout = self.definition.definition.timeout_of(node_index)
         return {
             "id": work.task_id,
             "run_id": self.run_id,
@@ -437,6 +506,7 @@ class RunTransaction:
             "resends": 0,
             "input_artifact_id": work.input_artifact_id,
             "origin_artifact_id": work.origin_artifact_id,
+            "timeout": None if timeout is None else int(timeout * MICROSECONDS),
             "error": None,
         }
 
@@ -444,24 +514,31 @@ class RunTransaction:
         """A retried node: the same work keeps its row and ordinal, with a new attempt."""
         reusable = self._reusable[node_index]
         for work in planned:
-            before = reusable.pop(_work_of(work))
-            attempt_id = new_id()
-            self.rows.tasks.supersede_ended(
-                self.connection, before, attempt_id, "replaced", "the run was retried", lease=self._lease
-            )
-            if not self.run.paused:
-                row = self._task_row(node_index, work, before.ordinal, attempt_id)
-                self.aftermath.publish.append(self._dispatch(row))
+            self._supersede(reusable.pop(_work_of(work)), "the run was retried")
         self.rows.tasks.delete(self.connection, [attempt.task_id for attempt in reusable.values()])
-        tasks = self.rows.tasks.list_at_nodes(self.connection, self.run_id, [node_index])
-        done = sum(status in TASK_DONE_STATUSES for _, status, _ in tasks)
-        node = NodeRow(node_index, "launched", len(tasks), done, len(tasks))
+        self._recount(node_index)
+
+    def _supersede(self, before: Attempt, reason: str) -> None:
+        """Give a task that has ended a new attempt."""
+        attempt_id = new_id()
+        self.rows.tasks.supersede_ended(self.connection, before, attempt_id, "replaced", reason, lease=self._lease)
+        work = _Planned(before.task_id, before.input_artifact_id, before.origin_artifact_id)
+        self.aftermath.publish.append(
+            self._dispatch(self._task_row(before.node_index, work, before.ordinal, attempt_id))
+        )
+
+    def _recount(self, node_index: int) -> None:
+        """Set a node that was closed, or whose launch was cut short, launched, with what is done of it."""
+        statuses = self.rows.tasks.count_at_node(self.connection, self.run_id, node_index)
+        counts_as_done = self.definition.definition.node_of(node_index).counts_as_done
+        done, total = sum(count for status, count in statuses.items() if counts_as_done(status)), sum(statuses.values())
+        node = NodeRow(node_index, "launched", total, done, total)
         half = self._half_launched.get(node_index)
         if half is not None:
             node = replace(half, tasks_done=done)
             self.owe("launch", self.run.status, node_index)
         self._nodes[node_index] = node
-        self.rows.nodes.recount(self.connection, self.run_id, self._nodes[node_index])
+        self.rows.nodes.recount(self.connection, self.run_id, node)
 
     def _settle(self, task_id: str, status: TaskStatus, message: str) -> None:
         if self._settled is None or self._settled.task_id != task_id:
