@@ -121,6 +121,7 @@ def test_every_member_of_a_context_is_listed():
         "emit_artifact",
         "report_progress",
         "ask_cancelled",
+        "ask_run",
     }
     members = {name for name in public_names(PluginContext) if name not in PluginContext.__dataclass_fields__}
     assert set(read_names("plugins.md", "PluginContext")) == fields | members
