@@ -62,6 +62,7 @@ FAULTS = {
     16: Fault("an old and a new release at once", "no run fails"),
     17: Fault("random kills, at most two for a task", "complete, and sound"),
     18: Fault("50,000 tasks through one worker", "its memory within 10 % of that after 5,000"),
+    19: Fault("processes are killed while a run is undone", "all is undone, in reverse; only what was in hand twice"),
 }
 
 

@@ -47,6 +47,7 @@ OPERATIONS = (
     "cancel",
     "cancel_rest",
     "continue_launch",
+    "follow_end",
     "retry",
     "reconcile",
     "lease_due_tasks",
