@@ -239,3 +239,24 @@ def test_upstream_artifacts_come_from_the_store():
 
     assert [artifact.id for artifact in found] == ["run/0"]
     assert too_deep == []
+
+
+# -- depths and descendants
+
+
+def test_a_node_is_as_deep_as_the_longest_path_to_it():
+    deps = graph.resolve_dependency_indices([*DIAMOND, node("e", "a", "d"), node("alone")])
+
+    assert graph.measure_depths(deps) == [0, 1, 1, 2, 3, 0]
+
+
+def test_descendants_are_found_through_others_each_once():
+    children = graph.build_children(graph.resolve_dependency_indices([*DIAMOND, node("e", "d"), node("alone")]))
+
+    assert graph.find_descendants(children, [0]) == {1, 2, 3, 4}
+    assert graph.find_descendants(children, [1, 2]) == {3, 4}
+    assert graph.find_descendants(children, []) == set()
+
+
+def test_a_run_does_not_begin_with_finalisers():
+    assert graph.find_root_nodes([node("a"), node("b", "a"), node("end", run_on="always")]) == [0]

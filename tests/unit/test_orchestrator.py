@@ -579,3 +579,38 @@ def test_a_skipped_dependency_outranks_everything():
 
     assert plan(world, "end", is_skipped=lambda index: index == 1) == LaunchPlan("skipped")
     assert "get_artifacts_by_node_indices" not in world.store.names()
+
+
+# -- failures that a node tolerates
+
+
+@pytest.mark.parametrize(("on_failure", "behind"), [("continue", TaskStatus.FILTERED), ("skip", TaskStatus.SKIPPED)])
+def test_a_tolerated_failure_is_recorded_and_the_run_goes_on(on_failure: str, behind: TaskStatus):
+    world = World(node("a", on_failure=on_failure), node("b", "a"), node("c", "b"))
+    world.start()
+    task_id = world.task_at("a")
+
+    orchestrator.on_task_failed(world.store, task_id=task_id, error_message="boom", callbacks=world.callbacks)
+
+    assert [task.status for task in world.memory.tasks(RUN)] == [TaskStatus.FAILED, behind, behind]
+    assert world.told == [("completed", RUN)]
+
+
+def test_a_failure_that_came_late_is_recorded_by_whoever_ended_the_run():
+    world = World(node("a", on_failure="continue"), node("b"))
+    world.start()
+    a, b = world.task_at("a"), world.task_at("b")
+    orchestrator.on_task_failed(world.store, task_id=b, error_message="boom", callbacks=world.callbacks)
+
+    orchestrator.on_task_failed(world.store, task_id=a, error_message="late", callbacks=world.callbacks)
+
+    assert world.told == [("failed", RUN)]
+
+
+def test_reconciling_launches_no_finaliser():
+    world = World(node("a"), node("end", run_on="always"), node("last", "a", run_on="success"))
+    assert world.start() == [0]
+
+    orchestrator.reconcile_run(world.store, RUN, callbacks=world.callbacks, resolve_passthrough=is_gate)
+
+    assert {task.node_index for task in world.memory.tasks(RUN)} == {0}

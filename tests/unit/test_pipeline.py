@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from dagabaaz_celery.constants import FanMode
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, FanMode
 from dagabaaz_celery.errors import PipelineError, RunInputError
 from dagabaaz_celery.models import DagNode, ExpressionSource, RuntimeSource
 from dagabaaz_celery.pipeline import Definition, Pipeline
@@ -299,3 +299,38 @@ def test_an_input_over_the_limit_is_refused():
     with pytest.raises(RunInputError, match="input is 37 bytes of JSON and the limit is 36"):
         make_pipeline().prepare_input({"x": "ab"}, find_no_plugin, max_bytes=36)
     assert make_pipeline().prepare_input({"x": "ab"}, find_no_plugin, max_bytes=37)
+
+
+# -- what follows a run's end
+
+
+def test_a_definition_knows_its_nodes_by_their_undoing_too():
+    work = PluginInfo(name="work", task_name="media.work", options={"queue": "io"}, on_lost="crash")
+    undo = PluginInfo(name="undo", task_name="media.undo", options={"queue": "slow"})
+    nodes = [
+        DagNode(slug="a", plugin="work", rollback="undo", options={"priority": 3}, timeout=5.0, on_lost="rerun"),
+        DagNode(slug="b", plugin="work", depends_on=["a"], on_failure="skip"),
+        DagNode(slug="end", plugin="work", run_on="always"),
+    ]
+    catalog = Catalog(work, undo)
+
+    found = Pipeline("media", nodes=nodes, timeout=60.0).resolve(catalog)
+
+    assert (found.finalisers, found.undoable, found.timeout) == ({2}, {0}, 60.0)
+    assert [found.node_of(index).slug for index in (0, ~0, ~1)] == ["a", "a", "b"]
+    assert [found.task_name_of(index) for index in (0, ~0)] == ["media.work", "media.undo"]
+    assert [found.options_of(index) for index in (0, ~0)] == [{"queue": "io", "priority": 3}, {"queue": "slow"}]
+    assert [found.on_lost_of(index) for index in (0, ~0, 1)] == ["rerun", "rerun", "crash"]
+    assert [found.timeout_of(index) for index in (0, ~0, 1)] == [5.0, None, None]
+    assert [found.says_skip(index) for index in (0, 1)] == [False, True]
+    assert found.nodes[2].fan_mode is FanMode.AGGREGATE
+
+
+@pytest.mark.parametrize(
+    ("run_on", "after"),
+    [("success", {"completed"}), ("failure", {"failed", "crashed", "cancelled"}), ("always", RUN_TERMINAL_STATUSES)],
+)
+def test_a_finaliser_runs_after_the_ends_that_it_is_for(run_on, after):
+    finaliser = DagNode(slug="end", plugin="work", run_on=run_on)
+
+    assert {status for status in RUN_TERMINAL_STATUSES if finaliser.runs_on(status)} == after

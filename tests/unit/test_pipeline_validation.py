@@ -361,3 +361,62 @@ def test_artifacts_on_a_root_is_refused(fan_mode):
 )
 def test_artifacts_where_a_task_receives_them(child, default):
     assert check_artifacts(child, default) == []
+
+
+# -- what follows a run's end
+
+
+def test_no_node_can_depend_on_a_finaliser():
+    assert problems_of(
+        node("a"), node("end", run_on="always"), node("b", "end"), node("c", "end", run_on="success")
+    ) == [
+        f"node {slug!r}: depends_on names the finaliser 'end', which runs when every other node is over: remove it "
+        "there, or remove run_on from that node"
+        for slug in ("b", "c")
+    ]
+
+
+def test_a_finaliser_has_one_task_and_neither_policy_nor_rollback():
+    finaliser = {"run_on": "failure", "fan_mode": FanMode.GROUPED, "on_failure": "skip", "rollback": "undo"}
+
+    assert problems_of(node("a"), node("end", "a", **finaliser)) == [
+        "node 'end': a finaliser has one task, with all that its dependencies produced: leave out fan_mode, or set it "
+        "to aggregate",
+        "node 'end': a finaliser's failure never changes its run's end: leave out on_failure",
+        "node 'end': a finaliser runs after everything was undone: leave out rollback, or run_on",
+    ]
+    assert problems_of(node("a"), node("end", "a", run_on="always", fan_mode=FanMode.AGGREGATE)) == []
+
+
+def test_finalisers_alone_are_no_pipeline():
+    assert problems_of(node("end", run_on="always")) == [
+        "no node can start: each depends on another; remove the dependencies of the one that begins"
+    ]
+
+
+def test_a_finaliser_may_take_artifacts_without_a_fan_mode():
+    takes = PluginInfo(name="work", task_name="media.work", takes_artifacts=True)
+    pipeline = Pipeline("media", nodes=[node("a", plugin="plain"), node("end", "a", run_on="always")])
+
+    assert pipeline.problems(Catalog(takes, PluginInfo(name="plain", task_name="media.plain"))) == []
+
+
+def test_a_rollback_is_a_plugin_that_fits_what_it_undoes():
+    work = PluginInfo(name="work", task_name="media.work")
+    undo = PluginInfo(name="undo", task_name="media.undo", takes_artifacts=True)
+    pipeline = Pipeline("media", nodes=[node("a"), node("b", "a", rollback="unwork"), node("c", "a", rollback="undo")])
+
+    assert pipeline.problems(Catalog(work, undo)) == [
+        "node 'b': rollback names 'unwork', and no plugin is called so: correct the name, or import the module that "
+        "registers the plugin before this one; did you mean work?",
+        "node 'c': plugin 'undo' takes `artifacts`, and with fan mode single a task receives one artifact's own "
+        "fields: set fan_mode to aggregate (all artifacts) or grouped (those of one origin)",
+    ]
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e10])
+def test_a_timeout_is_a_time(timeout):
+    with pytest.raises(ValueError, match="timeout"):
+        node("a", timeout=timeout)
+    with pytest.raises(PipelineError, match="timeout"):
+        Pipeline("media", nodes=[node("a")], timeout=timeout)
