@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import unicodedata
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -28,9 +27,11 @@ from dagabaaz_celery.pipeline import Definition, Pipeline
 from dagabaaz_celery.pipeline_validation import KNOWN_OPTIONS, find_option_problems
 from dagabaaz_celery.plugins import PluginInfo, PluginInputMeta
 from dagabaaz_celery.run import Run, iterate_runs
+from dagabaaz_celery.selection import read_selection
 from dagabaaz_celery.settings import Settings
 from dagabaaz_celery.stores.sql.store import Started
 from dagabaaz_celery.stores.sql.tables import new_id
+from dagabaaz_celery.tags import describe_name, find_tag_problems, is_name
 from dagabaaz_celery.worker.coroutines import make_sync
 from dagabaaz_celery.worker.foreground import call_now
 from dagabaaz_celery.worker.plugin_task import is_wrapped, wrap_plugin
@@ -229,23 +230,31 @@ class Dagabaaz:
         key: str | None = None,
         version: int | None = None,
         options: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> Run:
         """Start a run and return its handle at once, also when the broker is away: it is published when it is back.
 
         ``pipeline`` is a Pipeline, or the name of a registered or saved one (a ``version`` is looked up among the
         saved). The same ``key`` gives the same run, whatever became of it. ``options`` are Celery options for every
-        task of the run.
+        task of the run. ``tags`` are names with text values by which ``runs`` finds it; a run that the key gives keeps
+        those of its first start.
 
         Raises UnknownPipeline, PipelineError, RunInputError, KeyConflict, and StoreUnavailable with the database away.
         """
-        _refuse_bad_start(key, options or {})
+        _refuse_bad_start(key, options or {}, {} if tags is None else tags)
         run_id = new_id()
 
         def start(again: bool) -> Started:
             definition, found_version = self._find_definition(pipeline, version)
             checked = self._prepare_input(definition, input)
             return self._runtime.store.start(
-                definition, checked, run_id=run_id, key=key, version=found_version, options=dict(options or {})
+                definition,
+                checked,
+                run_id=run_id,
+                key=key,
+                version=found_version,
+                options=dict(options or {}),
+                tags=dict(tags or {}),
             )
 
         started = call_now(
@@ -271,11 +280,15 @@ class Dagabaaz:
         return Run(self._runtime, canonical)
 
     def runs(
-        self, *, pipeline: str | None = None, status: RunStatus | str | None = None, limit: int | None = None
+        self,
+        *,
+        pipeline: str | None = None,
+        status: RunStatus | str | None = None,
+        tags: Mapping[str, str] | None = None,
+        limit: int | None = None,
     ) -> Iterator[Run]:
-        """Runs, newest first."""
-        wanted = None if status is None else RunStatus(status).value
-        return iterate_runs(self._runtime, pipeline=pipeline, status=wanted, limit=limit)
+        """Runs, newest first; with ``tags``, those that have all of them. Raises RunSelectionError."""
+        return iterate_runs(self._runtime, read_selection(pipeline, status, tags), limit=limit)
 
     # -- callbacks
 
@@ -477,22 +490,10 @@ def _split_off_routing(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     return {**_PLUGIN_DEFAULTS, **{k: v for k, v in options.items() if k not in routing}}, routing
 
 
-def _refuse_bad_start(key: str | None, options: Mapping[str, Any]) -> None:
+def _refuse_bad_start(key: str | None, options: Mapping[str, Any], tags: Mapping[str, str]) -> None:
     problems = [f"start({problem})" for problem in find_option_problems(options)]
-    if key is not None and not _is_key(key):
-        problems.append(
-            f"key is {key!r}: it must be a text of 1 to {_MAX_KEY_LENGTH} characters, without control characters, "
-            "and without spaces at its ends"
-        )
+    if key is not None and not is_name(key, _MAX_KEY_LENGTH):
+        problems.append(f"key is {key!r}: it must be {describe_name(_MAX_KEY_LENGTH)}")
+    problems += find_tag_problems(tags)
     if problems:
         raise RunInputError(format_problems("The run cannot start", problems), problems)
-
-
-def _is_key(key: object) -> bool:
-    # Databases disagree on whether "k" and "k " are equal.
-    return (
-        isinstance(key, str)
-        and 0 < len(key) <= _MAX_KEY_LENGTH
-        and key == key.strip()
-        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in key)
-    )

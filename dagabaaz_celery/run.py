@@ -13,6 +13,7 @@ from celery._state import get_current_worker_task
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
 from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
+from dagabaaz_celery.selection import RunSelection
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
 from dagabaaz_celery.stores.sql.records import Aftermath, RunRow
 from dagabaaz_celery.worker.foreground import call_now
@@ -94,6 +95,7 @@ class RunSnapshot:
     pipeline: str
     version: int | None
     key: str | None
+    tags: dict[str, str]
     status: RunStatus
     paused: bool
     generation: int
@@ -133,6 +135,11 @@ class Run:
     def input(self) -> dict[str, Any]:
         """What the run was started with, defaults included."""
         return self._runtime.store.get_run_input(self.id)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags that the run was started with."""
+        return self._runtime.store.get_run_tags(self.id)
 
     def wait(self, timeout: float | None = None) -> RunStatus:
         """Wait until the run has ended, however it did; returns its status. A database that is away is waited out.
@@ -182,6 +189,7 @@ class Run:
         store = self._runtime.store
         with store.read() as connection:
             run = store.require_run(connection, self.id)
+            tags = store.rows.tags.get(connection, self.id)
             nodes = store.rows.nodes.get_all(connection, self.id)
             counts = store.rows.tasks.count_by_status(connection, self.id)
             definition = store.definitions.get(connection, run.definition_hash).definition
@@ -190,6 +198,7 @@ class Run:
             pipeline=run.pipeline,
             version=run.version,
             key=run.key,
+            tags=tags,
             status=run.status,
             paused=run.paused,
             generation=run.generation,
@@ -327,13 +336,15 @@ class Run:
             return self._runtime.store.rows.artifacts.values(connection, self.id, index)
 
 
-def iterate_runs(runtime: Runtime, *, pipeline: str | None, status: str | None, limit: int | None) -> Iterator[Run]:
+def iterate_runs(runtime: Runtime, wanted: RunSelection, *, limit: int | None = None) -> Iterator[Run]:
     """Runs, newest first, read a page at a time."""
     before: str | None = None
     left = limit
     while left is None or left > 0:
         page = 200 if left is None else min(left, 200)
-        rows = runtime.store.search_runs(pipeline=pipeline, status=status, limit=page, before=before)
+        rows = runtime.store.search_runs(
+            pipeline=wanted.pipeline, status=wanted.status, tags=wanted.tags, limit=page, before=before
+        )
         yield from (Run(runtime, row.id) for row in rows)
         if len(rows) < page:
             return

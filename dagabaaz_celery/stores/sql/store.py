@@ -4,7 +4,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
@@ -183,10 +183,12 @@ class SqlStore:
         key: str | None = None,
         version: int | None = None,
         options: dict[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> Started:
         """Create a run and launch its roots; the same key with the same input gives the run that has it.
 
-        ``run_id`` is the caller's, so that a repeat after a lost answer finds the run. Raises KeyConflict.
+        ``run_id`` is the caller's, so that a repeat after a lost answer finds the run. A run that is there keeps the
+        tags that it has. Raises KeyConflict.
         """
         digest = definition.content_hash()
         cached = self.definitions.put(digest, definition)
@@ -202,6 +204,7 @@ class SqlStore:
                 key=key,
                 version=version,
                 options=options or {},
+                tags=tags or {},
             ):
                 existing = self._find_started(connection, definition.name, key, run_id)
             if existing is not None:
@@ -241,6 +244,7 @@ class SqlStore:
         )
         if inserted:
             self.rows.nodes.insert(connection, given["run_id"], len(definition.nodes))
+            self.rows.tags.insert(connection, given["run_id"], given["tags"])
         return inserted
 
     def _refuse_other_input(self, connection: Connection, existing: RunRow, input_text: str) -> None:
@@ -810,14 +814,28 @@ class SqlStore:
             run_input: dict[str, Any] = json.loads(self.rows.runs.get_input_text(connection, run_id))
             return run_input
 
+    def get_run_tags(self, run_id: str) -> dict[str, str]:
+        """The tags that the run was started with. Raises UnknownRun."""
+        with self.read() as connection:
+            self.require_run(connection, run_id)
+            return self.rows.tags.get(connection, run_id)
+
     def search_runs(
-        self, *, pipeline: str | None = None, status: str | None = None, limit: int = 100, before: str | None = None
+        self,
+        *,
+        pipeline: str | None = None,
+        status: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        limit: int = 100,
+        before: str | None = None,
     ) -> list[RunRow]:
-        """Runs, newest first."""
+        """Runs, newest first; those that have all of the tags."""
         if pipeline is not None and find_problem_in_text(pipeline):
             return []  # a database would not answer for a text that it cannot keep
         with self.read() as connection:
-            return self.rows.runs.search(connection, pipeline=pipeline, status=status, limit=limit, before=before)
+            return self.rows.runs.search(
+                connection, pipeline=pipeline, status=status, tags=tags or {}, limit=limit, before=before
+            )
 
     def get_nodes(self, run_id: str) -> list[NodeRow]:
         """Every node of a run. Raises UnknownRun."""

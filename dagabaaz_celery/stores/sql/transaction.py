@@ -29,6 +29,7 @@ from dagabaaz_celery.stores.sql.owed import OwedRows, WorkerRows
 from dagabaaz_celery.stores.sql.records import Aftermath, Attempt, Dispatch, NodeRow, Owed, OwedKind, RunRow, TaskError
 from dagabaaz_celery.stores.sql.runs import PipelineRows, RunRows
 from dagabaaz_celery.stores.sql.tables import CLOSED_NODE_STATUSES, Tables, new_id
+from dagabaaz_celery.stores.sql.tags import TagRows
 from dagabaaz_celery.stores.sql.tasks import TaskRows
 
 _SUMMARIES = {
@@ -61,6 +62,7 @@ class Rows:
 
     def __init__(self, tables: Tables) -> None:
         self.runs = RunRows(tables)
+        self.tags = TagRows(tables)
         self.pipelines = PipelineRows(tables)
         self.nodes = NodeRows(tables)
         self.tasks = TaskRows(tables)
