@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from celery import Celery, Task, shared_task
 from celery.local import Proxy
 
+from dagabaaz_celery.cancellation import CANCELLED_BY_APP, cancel_runs
 from dagabaaz_celery.constants import FanMode, RunStatus
 from dagabaaz_celery.errors import (
     ConfigurationError,
@@ -289,6 +290,24 @@ class Dagabaaz:
     ) -> Iterator[Run]:
         """Runs, newest first; with ``tags``, those that have all of them. Raises RunSelectionError."""
         return iterate_runs(self._runtime, read_selection(pipeline, status, tags), limit=limit)
+
+    def cancel(
+        self,
+        *,
+        pipeline: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        status: RunStatus | str | None = None,
+        reason: str = CANCELLED_BY_APP,
+        terminate: bool = False,
+    ) -> int:
+        """Cancel every open run that matches, as ``run.cancel`` does; returns how many this call cancelled.
+
+        At least one criterion is required: ``status="running"`` means every run that is open. A run that ends
+        meanwhile is not counted; one that is started meanwhile may go on. Raises RunSelectionError, and
+        StoreUnavailable with the database away, which says how many were cancelled before.
+        """
+        wanted = read_selection(pipeline, status, tags)
+        return cancel_runs(self._runtime, wanted, reason, terminate=terminate)
 
     # -- callbacks
 

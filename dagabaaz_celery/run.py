@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from celery._state import get_current_worker_task
 
+from dagabaaz_celery.cancellation import CANCELLED_BY_APP, cancel_run
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
 from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
@@ -265,15 +266,14 @@ class Run:
         ]
         return values if fans_out else next(iter(values), None)
 
-    def cancel(self, reason: str = "cancelled by the app") -> None:
+    def cancel(self, reason: str = CANCELLED_BY_APP, *, terminate: bool = False) -> None:
         """Cancel the run if it has not ended; once this returns, no body of it starts any more.
 
-        Bodies that run go on to their end, which is then refused; ``context.cancelled`` tells them. Raises
-        StoreUnavailable with the database away.
+        Bodies that run go on to their end, which is then refused; ``context.cancelled`` tells them. With ``terminate``
+        a prefork worker ends the process of each by SIGTERM; other pools let them go on. Raises StoreUnavailable with
+        the database away.
         """
-        owed = self._ask("cancelled", lambda again: self._runtime.store.cancel(self.id, reason)).owed
-        unfinished = f"run {self.id} is cancelled, and no body of it starts; a worker cancels its open tasks later."
-        call_now(lambda again: self._runtime.do_all_owed(owed), not_done=unfinished, in_doubt=unfinished)
+        cancel_run(self._runtime, self.id, reason, terminate=terminate)
 
     def retry(self) -> None:
         """Run again what failed or was cancelled, and everything downstream of it; no completed body runs again.

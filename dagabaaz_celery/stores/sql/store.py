@@ -486,18 +486,21 @@ class SqlStore:
 
     # -- the run as a whole
 
-    def cancel(self, run_id: str, reason: str) -> Aftermath:
+    def cancel(self, run_id: str, reason: str, *, again: bool = False) -> Aftermath:
         """Cancel an open run alone; its tasks follow by ``cancel_rest``.
 
-        A run that has ended is left as it is; its cancelled tasks are still to follow where they have not.
+        A run that has ended is left as it is; its cancelled tasks are still to follow where they have not. A repeat
+        after a lost answer says ``again``: a run that was cancelled for this reason was then ended by that call.
         """
 
         def work(connection: Connection) -> Aftermath:
             transaction = self.transaction(connection, run_id)
-            transaction.explain(TaskError("Cancelled", reason), node=None, task_id=None)
-            orchestrator.abort_run(
+            error = TaskError("Cancelled", reason)
+            before = transaction.run
+            transaction.explain(error, node=None, task_id=None)
+            transaction.aftermath.ended_run = orchestrator.abort_run(
                 transaction, run_id=run_id, reason=reason, callbacks=_NO_CALLBACKS, status=RunStatus.CANCELLED
-            )
+            ) or (again and before.status == RunStatus.CANCELLED and before.error == _whole_run(error))
             transaction.flush()
             if not transaction.aftermath.owed:
                 transaction.aftermath.owed += self.rows.owed.list_of_run(connection, run_id, ["cancel"])
@@ -911,6 +914,11 @@ def _assemble_input(transaction: RunTransaction, attempt: Attempt, cached: Cache
             passthrough_indices=topology.passthrough_indices,
         )
     return input_data
+
+
+def _whole_run(error: TaskError) -> dict[str, Any]:
+    """The error of a run that no task is to blame for."""
+    return {**asdict(error), "node": None, "task_id": None}
 
 
 def _with(error: TaskError, addition: str) -> TaskError:
