@@ -55,6 +55,10 @@ T = TypeVar("T")
 _NO_CALLBACKS = orchestrator.OrchestratorCallbacks(*(lambda run_id: None,) * 3)
 
 
+class _Reopened(Exception):
+    """The run that ended runs again."""
+
+
 @dataclass(frozen=True, slots=True)
 class Started:
     """The run that a start gave; ``created`` is False when its key was taken by an equal run."""
@@ -514,17 +518,21 @@ class SqlStore:
         error = json.dumps(asdict(TaskError("Cancelled", f"the run is {owed.status}")))
 
         def batch(connection: Connection) -> bool:
-            tasks = self.rows.tasks.lock_open(connection, owed.run_id, self.policy.cancel_batch)
+            were_running = self.rows.tasks.cancel_some(connection, owed.run_id, self.policy.cancel_batch, error)
             run = self.rows.runs.lock(connection, owed.run_id)
-            if not tasks or run is None or run.status not in RUN_TERMINAL_STATUSES:
+            if run is None or run.status not in RUN_TERMINAL_STATUSES:
+                raise _Reopened
+            if were_running is None:
                 self.rows.owed.delete(connection, owed.id)
                 return False
-            self.rows.tasks.cancel(connection, [task_id for task_id, _, _ in tasks], error)
-            running.extend(attempt_id for _, attempt_id, status in tasks if status == TaskStatus.RUNNING)
+            running.extend(were_running)
             return True
 
-        while self.transact(batch):
-            pass
+        try:
+            while self.transact(batch):
+                pass
+        except _Reopened:  # by a retry, whose tasks these were: that batch is taken back
+            self.settle_owed(owed)
         return running
 
     def continue_launch(self, owed: Owed) -> Aftermath:
@@ -600,10 +608,9 @@ class SqlStore:
 
     def _cancel_leftovers(self, connection: Connection, run_id: str) -> None:
         """Tasks that the old generation's cancellation had not reached yet."""
-        while tasks := self.rows.tasks.lock_open(connection, run_id, self.policy.cancel_batch):
-            self.rows.tasks.cancel(
-                connection, [task[0] for task in tasks], json.dumps(asdict(TaskError("Cancelled", "retried")))
-            )
+        error = json.dumps(asdict(TaskError("Cancelled", "retried")))
+        while self.rows.tasks.cancel_some(connection, run_id, self.policy.cancel_batch, error) is not None:
+            continue
 
     def _redispatch(self, transaction: RunTransaction) -> None:
         nodes = transaction.load_all_nodes()

@@ -445,13 +445,10 @@ class RunTransaction:
     def _dispatch_again(self, node_index: int, planned: Sequence[_Planned]) -> None:
         """A retried node: the same work keeps its row and ordinal, with a new attempt."""
         reusable = self._reusable[node_index]
-        for work in planned:
-            before = reusable.pop(_work_of(work))
-            attempt_id = new_id()
-            self.rows.tasks.supersede_ended(
-                self.connection, before, attempt_id, "replaced", "the run was retried", lease=self._lease
-            )
-            if not self.run.paused:
+        replaced = [(reusable.pop(_work_of(work)), new_id()) for work in planned]
+        self.rows.tasks.supersede_ended(self.connection, replaced, "replaced", "the run was retried", lease=self._lease)
+        if not self.run.paused:
+            for work, (before, attempt_id) in zip(planned, replaced, strict=True):
                 row = self._task_row(node_index, work, before.ordinal, attempt_id)
                 self.aftermath.publish.append(self._dispatch(row))
         self.rows.tasks.delete(self.connection, [attempt.task_id for attempt in reusable.values()])
