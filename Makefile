@@ -16,7 +16,7 @@ TESTS ?= tests
 JOBS ?= 3
 # The engine: modules without I/O, whose own unit tests reach at least 95 % of their branches.
 PURE := constants errors models json_door plugins pipes expressions bindings filter schema secret_references store graph topology \
-	orchestrator retry task_input pipeline pipeline_formats pipeline_validation
+	orchestrator retry selection tags task_input pipeline pipeline_formats pipeline_networkx pipeline_validation
 PURE_FLOOR := 95
 
 help: ## This list

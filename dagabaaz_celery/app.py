@@ -2,7 +2,6 @@
 
 import logging
 import threading
-import unicodedata
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from celery import Celery, Task, shared_task
 from celery.local import Proxy
 
+from dagabaaz_celery.cancellation import CANCELLED_BY_APP, cancel_runs
 from dagabaaz_celery.constants import FanMode, RunStatus
 from dagabaaz_celery.errors import (
     ConfigurationError,
@@ -29,9 +29,11 @@ from dagabaaz_celery.pipeline import Definition, Pipeline
 from dagabaaz_celery.pipeline_validation import KNOWN_OPTIONS, find_option_problems
 from dagabaaz_celery.plugins import PluginInfo, PluginInputMeta
 from dagabaaz_celery.run import Run, iterate_runs
+from dagabaaz_celery.selection import read_selection
 from dagabaaz_celery.settings import Settings
 from dagabaaz_celery.stores.sql.store import Started
 from dagabaaz_celery.stores.sql.tables import new_id
+from dagabaaz_celery.tags import describe_name, find_tag_problems, is_name
 from dagabaaz_celery.worker.coroutines import make_sync
 from dagabaaz_celery.worker.foreground import call_now
 from dagabaaz_celery.worker.plugin_task import is_wrapped, wrap_plugin
@@ -231,16 +233,18 @@ class Dagabaaz:
         version: int | None = None,
         options: Mapping[str, Any] | None = None,
         timeout: float | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> Run:
         """Start a run and return its handle at once, also when the broker is away: it is published when it is back.
 
         ``pipeline`` is a Pipeline, or the name of a registered or saved one (a ``version`` is looked up among the
         saved). The same ``key`` gives the same run, whatever became of it. ``options`` are Celery options for every
         task of the run. ``timeout``, in place of the pipeline's own, are the seconds after which the run fails.
+        ``tags`` are names with text values by which ``runs`` finds it; a run that the key gives keeps its own.
 
         Raises UnknownPipeline, PipelineError, RunInputError, KeyConflict, and StoreUnavailable with the database away.
         """
-        _refuse_bad_start(key, options or {}, timeout)
+        _refuse_bad_start(key, options or {}, timeout, {} if tags is None else tags)
         run_id = new_id()
 
         def start(again: bool) -> Started:
@@ -254,6 +258,7 @@ class Dagabaaz:
                 version=found_version,
                 options=dict(options or {}),
                 timeout=timeout,
+                tags=dict(tags or {}),
             )
 
         started = call_now(
@@ -279,11 +284,33 @@ class Dagabaaz:
         return Run(self._runtime, canonical)
 
     def runs(
-        self, *, pipeline: str | None = None, status: RunStatus | str | None = None, limit: int | None = None
+        self,
+        *,
+        pipeline: str | None = None,
+        status: RunStatus | str | None = None,
+        tags: Mapping[str, str] | None = None,
+        limit: int | None = None,
     ) -> Iterator[Run]:
-        """Runs, newest first."""
-        wanted = None if status is None else RunStatus(status).value
-        return iterate_runs(self._runtime, pipeline=pipeline, status=wanted, limit=limit)
+        """Runs, newest first; with ``tags``, those that have all of them. Raises RunSelectionError."""
+        return iterate_runs(self._runtime, read_selection(pipeline, status, tags), limit=limit)
+
+    def cancel(
+        self,
+        *,
+        pipeline: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        status: RunStatus | str | None = None,
+        reason: str = CANCELLED_BY_APP,
+        terminate: bool = False,
+    ) -> int:
+        """Cancel every open run that matches, as ``run.cancel`` does; returns how many this call cancelled.
+
+        At least one criterion is required: ``status="running"`` means every run that is open. A run that ends
+        meanwhile is not counted; one that is started meanwhile may go on. Raises RunSelectionError, and
+        StoreUnavailable with the database away, which says how many were cancelled before.
+        """
+        wanted = read_selection(pipeline, status, tags)
+        return cancel_runs(self._runtime, wanted, reason, terminate=terminate)
 
     # -- callbacks
 
@@ -488,24 +515,12 @@ def _split_off_routing(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict
     return {**_PLUGIN_DEFAULTS, **{k: v for k, v in options.items() if k not in routing}}, routing
 
 
-def _refuse_bad_start(key: str | None, options: Mapping[str, Any], timeout: object) -> None:
+def _refuse_bad_start(key: str | None, options: Mapping[str, Any], timeout: object, tags: Mapping[str, str]) -> None:
     problems = [f"start({problem})" for problem in find_option_problems(options)]
     if timeout is not None and not is_timeout(timeout):
         problems.append(f"timeout is {timeout!r}: it must be a number of seconds greater than 0")
-    if key is not None and not _is_key(key):
-        problems.append(
-            f"key is {key!r}: it must be a text of 1 to {_MAX_KEY_LENGTH} characters, without control characters, "
-            "and without spaces at its ends"
-        )
+    if key is not None and not is_name(key, _MAX_KEY_LENGTH):
+        problems.append(f"key is {key!r}: it must be {describe_name(_MAX_KEY_LENGTH)}")
+    problems += find_tag_problems(tags)
     if problems:
         raise RunInputError(format_problems("The run cannot start", problems), problems)
-
-
-def _is_key(key: object) -> bool:
-    # Databases disagree on whether "k" and "k " are equal.
-    return (
-        isinstance(key, str)
-        and 0 < len(key) <= _MAX_KEY_LENGTH
-        and key == key.strip()
-        and not any(unicodedata.category(character) in ("Cc", "Cs") for character in key)
-    )

@@ -145,6 +145,16 @@ class WaitRefused(DagabaazError, RuntimeError):
     code = "DGB407"
 
 
+class RunSelectionError(DagabaazError, ValueError):
+    """A call on many runs does not say which, or names what no run can be; ``problems`` lists every one."""
+
+    code = "DGB410"
+
+    def __init__(self, message: str = "", problems: Sequence[str] = ()) -> None:
+        self.problems = list(problems)
+        super().__init__(message)
+
+
 class TaskInputError(DagabaazError, ValueError):
     """A plugin's parameters cannot be filled from its task's input."""
 

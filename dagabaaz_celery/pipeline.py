@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from dagabaaz_celery import pipeline_formats as formats
+from dagabaaz_celery import pipeline_networkx as graphs
 from dagabaaz_celery import pipeline_validation as validation
 from dagabaaz_celery.errors import LimitExceeded, NotJson, PipelineError, RunInputError, format_problems
 from dagabaaz_celery.graph import assign_slugs
@@ -144,6 +145,34 @@ class Pipeline(formats.PipelineDocument):
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
         """The pipeline that plain JSON data describes. Raises PipelineError with every problem and its path."""
         return cls._from_document(formats.read_data(data))
+
+    @classmethod
+    def from_networkx(cls, graph: Any, name: str | None = None, **fields: Any) -> Self:
+        """The pipeline that a ``networkx.DiGraph`` draws: an edge goes from a node to one that depends on it.
+
+        A node's name is its slug, and its plugin unless an attribute says otherwise; other attributes are DagNode's
+        fields. An edge may have an ``edge_filter``. ``name`` and other fields of a pipeline are the graph's attributes
+        where they are not given. The pipeline is checked as ``check`` does. Raises PipelineError with every problem,
+        and ConfigurationError without networkx.
+        """
+        given, problems = graphs.read_graph(graph)
+        given |= fields if name is None else {"name": name, **fields}
+        try:
+            pipeline = cls(**given)
+            problems += pipeline.problems()
+        except PipelineError as error:
+            problems += error.problems
+        if problems:
+            raise PipelineError(format_problems("The graph cannot be read as a pipeline", problems), problems)
+        return pipeline
+
+    def to_networkx(self) -> Any:
+        """The pipeline as a ``networkx.DiGraph`` that ``from_networkx`` reads back; its attributes are plain JSON data.
+
+        Raises PipelineError for a pipeline that is no sound graph, and ConfigurationError without networkx.
+        """
+        self.check()
+        return graphs.write_graph(self)
 
     def dump(self, path: str | PathLike[str]) -> None:
         """Write the pipeline to a file in the format that its suffix names."""

@@ -10,9 +10,11 @@ from typing import Any, TypeVar
 
 from celery._state import get_current_worker_task
 
+from dagabaaz_celery.cancellation import CANCELLED_BY_APP, cancel_run
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
 from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
+from dagabaaz_celery.selection import RunSelection
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
 from dagabaaz_celery.stores.sql.records import Aftermath, NodeRow, RollbackStatus, RunRow, plain_value, to_result
 from dagabaaz_celery.worker.foreground import call_now
@@ -101,6 +103,7 @@ class RunSnapshot:
     pipeline: str
     version: int | None
     key: str | None
+    tags: dict[str, str]
     status: RunStatus
     paused: bool
     generation: int
@@ -146,6 +149,11 @@ class Run:
     def rollback_status(self) -> RollbackStatus:
         """How far the undoing of the run is: "none", "running", "done" or "failed"."""
         return self._row().rollback_status
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """The tags that the run was started with."""
+        return self._runtime.store.get_run_tags(self.id)
 
     def wait(self, timeout: float | None = None, *, rollback: bool = False) -> RunStatus:
         """Wait until the run has ended, however it did; returns its status. A database that is away is waited out.
@@ -198,6 +206,7 @@ class Run:
         store = self._runtime.store
         with store.read() as connection:
             run = store.require_run(connection, self.id)
+            tags = store.rows.tags.get(connection, self.id)
             nodes = store.rows.nodes.get_all(connection, self.id)
             undoing = {~node.index: node for node in store.rows.nodes.get_undoing(connection, self.id)}
             counts = store.rows.tasks.count_by_status(connection, self.id)
@@ -207,6 +216,7 @@ class Run:
             pipeline=run.pipeline,
             version=run.version,
             key=run.key,
+            tags=tags,
             status=run.status,
             paused=run.paused,
             generation=run.generation,
@@ -277,15 +287,14 @@ class Run:
         ]
         return values if fans_out else next(iter(values), None)
 
-    def cancel(self, reason: str = "cancelled by the app") -> None:
+    def cancel(self, reason: str = CANCELLED_BY_APP, *, terminate: bool = False) -> None:
         """Cancel the run if it has not ended; once this returns, no body of it starts any more.
 
-        Bodies that run go on to their end, which is then refused; ``context.cancelled`` tells them. Raises
-        StoreUnavailable with the database away.
+        Bodies that run go on to their end, which is then refused; ``context.cancelled`` tells them. With ``terminate``
+        a prefork worker ends the process of each by SIGTERM; other pools let them go on. Raises StoreUnavailable with
+        the database away.
         """
-        owed = self._ask("cancelled", lambda again: self._runtime.store.cancel(self.id, reason)).owed
-        unfinished = f"run {self.id} is cancelled, and no body of it starts; a worker cancels its open tasks later."
-        call_now(lambda again: self._runtime.do_all_owed(owed), not_done=unfinished, in_doubt=unfinished)
+        cancel_run(self._runtime, self.id, reason, terminate=terminate)
 
     def retry(self, *, from_node: str | None = None) -> None:
         """Run again what failed or was cancelled, and everything downstream of it; no completed body runs again.
@@ -367,13 +376,15 @@ class Run:
             return self._runtime.store.rows.artifacts.values(connection, self.id, index)
 
 
-def iterate_runs(runtime: Runtime, *, pipeline: str | None, status: str | None, limit: int | None) -> Iterator[Run]:
+def iterate_runs(runtime: Runtime, wanted: RunSelection, *, limit: int | None = None) -> Iterator[Run]:
     """Runs, newest first, read a page at a time."""
     before: str | None = None
     left = limit
     while left is None or left > 0:
         page = 200 if left is None else min(left, 200)
-        rows = runtime.store.search_runs(pipeline=pipeline, status=status, limit=page, before=before)
+        rows = runtime.store.search_runs(
+            pipeline=wanted.pipeline, status=wanted.status, tags=wanted.tags, limit=page, before=before
+        )
         yield from (Run(runtime, row.id) for row in rows)
         if len(rows) < page:
             return

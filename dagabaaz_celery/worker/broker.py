@@ -145,11 +145,11 @@ class Link:
             finally:
                 channel.close()
 
-    def revoke(self, app: Celery, attempt_ids: list[str]) -> None:
-        """Tell every worker to drop these."""
+    def revoke(self, app: Celery, attempt_ids: list[str], *, terminate: bool = False) -> None:
+        """Tell every worker to drop these; with ``terminate`` also to end, by SIGTERM, those that it runs."""
         channel = self.connection.channel()  # the producer's own counts what is confirmed on it
         try:
-            app.control.revoke(attempt_ids, connection=self.connection, channel=channel)
+            app.control.revoke(attempt_ids, terminate=terminate, connection=self.connection, channel=channel)
         finally:
             channel.close()
 

@@ -152,12 +152,13 @@ class Runtime:
         due = self.store.lease_due_tasks(limit)
         return self.publisher.publish(due) and len(due) == limit
 
-    def do_owed(self, owed: Owed) -> None:
-        """Do one owed thing that this process has leased."""
+    def do_owed(self, owed: Owed, *, terminate: bool = False) -> None:
+        """Do one owed thing that this process has leased; ``terminate`` ends the bodies that a cancellation finds."""
         if owed.kind == "launch":
             self._finish_launch(owed)
         elif owed.kind == "cancel":
-            self._revoke(self.store.cancel_rest(owed))
+            cancelled = self.store.cancel_rest(owed)
+            self._revoke([*cancelled, *(self.store.find_running(owed.run_id) if terminate else ())], terminate)
         elif owed.kind == "epilogue":
             self.settle(self.store.follow_end(owed))
         elif self.app.conf.task_always_eager or (self.is_worker and not self._has_sweep):
@@ -172,10 +173,10 @@ class Runtime:
         """Whether this process sweeps: a worker's main process, where nothing may wait for a user's callback."""
         return self.sweep_queue is not None and self.sweep_queue.is_here
 
-    def do_all_owed(self, owed: Sequence[Owed]) -> None:
+    def do_all_owed(self, owed: Sequence[Owed], *, terminate: bool = False) -> None:
         """Do what a commit owed, raising what keeps it from being done; callbacks come last."""
         for each in sorted(owed, key=_by_urgency):
-            self.do_owed(each)
+            self.do_owed(each, terminate=terminate)
 
     def _finish_launch(self, owed: Owed) -> None:
         unfinished = True
@@ -184,15 +185,21 @@ class Runtime:
             self.publisher.publish(aftermath.publish)
             unfinished = bool(aftermath.owed)
 
-    def _revoke(self, attempt_ids: list[str]) -> None:
-        """Tell workers to drop what still waits in their memory; the claim's guard would refuse it anyway."""
+    def _revoke(self, attempt_ids: list[str], terminate: bool) -> None:
+        """Tell workers to drop what still waits in their memory; the claim's guard would refuse it anyway.
+
+        ``terminate``: these are running, and their workers are to end them.
+        """
         if not attempt_ids or self.app.conf.task_always_eager:
             return
         try:
             with self.broker.link() as link:
-                link.revoke(self.app, attempt_ids)
+                link.revoke(self.app, attempt_ids, terminate=terminate)
         except BROKER_ERRORS as error:
-            logger.info("could not revoke %d attempts (%s): their outcomes will be refused", len(attempt_ids), error)
+            level = logging.WARNING if terminate else logging.INFO
+            logger.log(
+                level, "could not revoke %d attempts (%s): their outcomes will be refused", len(attempt_ids), error
+            )
 
     def deliver(self, owed: Owed) -> None:
         """Run the app's callables for a run's end; the row goes when all have returned."""

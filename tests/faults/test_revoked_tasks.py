@@ -2,12 +2,16 @@
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 
+import psutil
 import pytest
 from pytest_celery import CeleryTestWorker
 
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.constants import TASK_TERMINAL_STATUSES
+from dagabaaz_celery.models import ConfigSource, DagNode
+from dagabaaz_celery.pipeline import Pipeline
 from tests.faults.app_under_test import Journal
 from tests.processes import wait_until
 
@@ -58,3 +62,53 @@ def test_a_task_revoked_at_any_moment_leaves_one_end(
 def count_begun(journal: Journal, run_id: str) -> int:
     """How many bodies of a run have begun."""
     return sum(entry.what == "begun" for entry in journal.read(run_id))
+
+
+# -- runs that are cancelled with the bodies that run
+
+
+def held(gate: Path) -> Pipeline:
+    """Bodies that last until there is a file of this name."""
+    bindings = {"gate": ConfigSource(value=str(gate))}
+    body = DagNode(slug="body", plugin="hold", depends_on=["source"], bindings=bindings)
+    return Pipeline("held", nodes=[DagNode(slug="source", plugin="emit"), body])
+
+
+def test_a_run_cancelled_with_its_bodies_ends_their_processes_and_no_other(
+    start_worker: Callable[..., CeleryTestWorker], dag: Dagabaaz, journal: Journal, tmp_path: Path
+) -> None:
+    """What Celery does with the message of a body that it ended: it is acknowledged, and comes to nobody again."""
+    # Given a run with two bodies in it and more that wait, and another run's body beside them
+    worker = start_worker("-c", "3")
+    worker.ready()
+    gates = [tmp_path / "mine", tmp_path / "other"]
+    mine = dag.start(held(gates[0]), {"count": 2})
+    wait_until(lambda: len(journal.open_bodies()) == 2, "two bodies run", PATIENCE)
+    other = dag.start(held(gates[1]), {"count": 1})
+    wait_until(lambda: len(journal.open_bodies()) == 3, "and one of the other run", PATIENCE)
+    waiting = dag.start(held(gates[0]), {"count": 2}, tags={"waits": "yes"})
+    pids = {entry.pid for entry in journal.open_bodies() if entry.run_id == mine.id}
+    (spared,) = {entry.pid for entry in journal.open_bodies() if entry.run_id == other.id}
+    # When the run is cancelled, and its bodies with it
+    assert dag.cancel(pipeline="held", tags={"waits": "yes"}) == 1
+    mine.cancel(terminate=True)
+    # Then their processes end, the other run's goes on, and so does the worker
+    wait_until(lambda: not any(map(psutil.pid_exists, pids)), "their processes are gone", PATIENCE)
+    assert psutil.pid_exists(spared)
+    for gate in gates:
+        gate.touch()
+    assert other.wait(PATIENCE) == "completed"
+    assert dag.start("pairs", {"count": 2}).wait(PATIENCE) == "completed"
+    # And nothing of it ran again, or counts as lost with its worker
+    assert count_begun(journal, mine.id) == 3
+    assert count_begun(journal, waiting.id) <= 1
+    assert {task.status for task in mine.tasks() if task.node == "body"} == {"cancelled"}
+    # And a retry of it completes
+    mine.retry()
+    assert mine.wait(PATIENCE) == "completed"
+    assert [(task.attempt, task.recoveries) for task in mine.tasks()] == [(1, 0), (2, 0), (2, 0)]
+    assert [task.recoveries for task in other.tasks()] == [0, 0]
+    # And no message was left behind
+    worker.container.stop()
+    with dag._runtime.broker.link() as link:
+        assert link.count_messages(dag.app.conf.task_default_queue) == 0

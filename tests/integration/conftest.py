@@ -4,13 +4,18 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from sqlalchemy import create_engine, text
 
 from dagabaaz_celery.app import Dagabaaz
+from dagabaaz_celery.stores.sql.tables import build_tables, new_id
 from dagabaaz_celery.testing import embedded_worker
+from tests import services
 from tests.integration.celery_support import make_app
 from tests.integration.shop_plugins import declare_all
 from tests.integration.worker_processes import Site, open_site
 from tests.transactions import no_broker_in_transactions
+
+SERVERS = {"postgresql": services.postgres_url, "mariadb": services.mysql_url}
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +51,21 @@ def dag(new_dag: Callable[..., Dagabaaz]) -> Dagabaaz:
 def eager(new_dag: Callable[..., Dagabaaz]) -> Dagabaaz:
     """A Dagabaaz on an app that runs every task in place."""
     return new_dag(task_always_eager=True)
+
+
+@pytest.fixture(params=["sqlite", *SERVERS])
+def stored(request: pytest.FixtureRequest, new_dag: Callable[..., Dagabaaz]) -> Iterator[Dagabaaz]:
+    """A Dagabaaz with the in-memory broker and a store on each kind of database, under tables of its own."""
+    if request.param == "sqlite":
+        yield new_dag()
+        return
+    url, prefix = SERVERS[request.param](), f"d{new_id()[-8:]}_"
+    yield new_dag(dagabaaz_store_url=url, dagabaaz_table_prefix=prefix)
+    engine, tables = create_engine(url), build_tables(prefix)
+    with engine.begin() as connection:
+        tables.metadata.drop_all(connection)
+        connection.execute(text(f"DROP TABLE IF EXISTS {prefix}schema_version"))
+    engine.dispose()
 
 
 @pytest.fixture(scope="session")

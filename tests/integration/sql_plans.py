@@ -20,6 +20,8 @@ _ID_OF = {
     "mysql": "UNHEX(LPAD(HEX({}), 32, '0'))",
 }
 _TASKS_OF_A_RUN = 10
+#: Each has as many of the runs that ended, by a tag; by another, all of them are of one kind.
+CUSTOMERS = 500
 #: Instructions of SQLite's machine that count as one row: reading, comparing and keeping one takes about as many.
 _STEPS_OF_A_ROW = 10
 _TICK = 100
@@ -122,6 +124,9 @@ def fill(store: SqlStore, size: int) -> Crowd:
         created_at="n",
         ended_at="n",
     )
+    text_of = {"mysql": "CHAR", "sqlite": "TEXT", "postgresql": "TEXT"}[_name_dialect(store)]
+    for name, value in (("env", "'prod'"), ("customer", f"CAST(n % {CUSTOMERS} AS {text_of})")):
+        filler.insert("tag", size // _TASKS_OF_A_RUN, run_id=filler.id("n"), name=f"'{name}'", value=value)
     filler.insert(
         "node",
         size // _TASKS_OF_A_RUN,

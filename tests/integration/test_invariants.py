@@ -192,10 +192,13 @@ def test_retries_that_celery_makes_itself_are_no_attempts(store: SqlStore):
 
 
 def test_rows_without_their_run_are_counted(store: SqlStore, run_id: str):
+    start(store, node("a"), tags={"customer": "42", "kind": "x"})
     with store.database.write() as connection:
         connection.execute(store.tables.run.delete())
 
-    assert f"table {store.tables.task.name} has 3 rows of runs that are not there" in find_violations(store)
+    found = find_violations(store)
+    assert f"table {store.tables.task.name} has 4 rows of runs that are not there" in found
+    assert f"table {store.tables.tag.name} has 2 rows of runs that are not there" in found
 
 
 def test_at_rest_nothing_may_be_open_or_owed(store: SqlStore):

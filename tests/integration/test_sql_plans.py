@@ -6,6 +6,7 @@ Each database has a hundred thousand tasks that ended, and a million with DAGABA
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from sqlalchemy import text
@@ -16,7 +17,7 @@ from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
 from tests import services
-from tests.integration.sql_plans import Crowd, fill, observe
+from tests.integration.sql_plans import CUSTOMERS, Crowd, fill, observe
 from tests.integration.sql_stores import attempts_of, claim, node, records, start
 
 SIZE = 1_000_000 if os.environ.get("DAGABAAZ_FAULTS") == "full" else 100_000
@@ -39,7 +40,7 @@ class Place:
         """Rows that the act's statements read; none may read all of a table that grows with the runs."""
         tables, readings = self.store.tables, observe(self.store, act)
         for reading in readings:
-            large = {table.name for table in (tables.task, tables.run, tables.node, tables.artifact)}
+            large = {table.name for table in (tables.task, tables.run, tables.tag, tables.node, tables.artifact)}
             assert not large & set(reading.scanned), reading
         return sum(reading.rows for reading in readings)
 
@@ -208,6 +209,39 @@ def test_cancelling_a_wide_run_reads_each_open_task_a_few_times(place: Place):
 )
 def test_runs_are_listed_without_reading_those_that_are_not_shown(place: Place, which: dict[str, str]):
     assert place.read(lambda: place.store.search_runs(**which, limit=50)) < 2 * ONE
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        {"tags": {"env": "prod"}},
+        {"tags": {"customer": "7"}},
+        {"tags": {"customer": "nobody"}},
+        {"tags": {"env": "prod", "customer": "7"}},
+        {"tags": {"env": "prod", "customer": "nobody"}},
+        {"tags": {"env": "prod"}, "status": "completed"},
+        {"tags": {"env": "prod"}, "status": "running"},
+        {"tags": {"customer": "7"}, "status": "running"},
+        {"tags": {"env": "prod"}, "pipeline": "often"},
+        {"tags": {"env": "prod"}, "pipeline": "often", "status": "completed"},
+    ],
+    ids=str,
+)
+def test_runs_are_found_by_tags_among_all_that_have_others(place: Place, which: dict[str, Any]):
+    of_customer = place.crowd.size // 10 // CUSTOMERS
+    found: list[Any] = []
+
+    assert place.read(lambda: found.extend(place.store.search_runs(**which, limit=50))) < 5 * of_customer + 2 * ONE
+    assert all(row.status == which.get("status", row.status) for row in found)
+
+
+def test_with_several_tags_servers_begin_with_the_rarest_and_sqlite_with_the_last(place: Place):
+    """SQLite knows how often tags occur on the average, and not how often one does."""
+    is_sqlite = place.store.database.engine.dialect.name == "sqlite"
+    tags = {"customer": "7", "env": "prod"}
+
+    of_all = 2 * place.crowd.size // 10
+    assert place.read(lambda: place.store.search_runs(tags=tags, limit=50)) < (of_all if is_sqlite else 2 * ONE)
 
 
 def test_the_failed_runs_of_a_pipeline_are_found_among_all_that_failed(place: Place):

@@ -51,7 +51,13 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def store(opened: SqlStore) -> SqlStore:
     """The store, empty."""
     with opened.database.write() as connection:
-        for table in (opened.tables.run, opened.tables.node, opened.tables.task, opened.tables.attempt):
+        for table in (
+            opened.tables.run,
+            opened.tables.tag,
+            opened.tables.node,
+            opened.tables.task,
+            opened.tables.attempt,
+        ):
             connection.execute(table.delete())
         for table in (opened.tables.artifact, opened.tables.owed, opened.tables.pipeline, opened.tables.worker):
             connection.execute(table.delete())

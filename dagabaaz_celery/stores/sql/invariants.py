@@ -70,7 +70,7 @@ def _batches(store: SqlStore, run_ids: Sequence[str] | None) -> Iterator[Sequenc
 
 
 def _find_orphans(tables: Tables, connection: Connection) -> Iterator[str]:
-    for child in (tables.node, tables.task, tables.attempt, tables.artifact, tables.owed):
+    for child in (tables.tag, tables.node, tables.task, tables.attempt, tables.artifact, tables.owed):
         orphans = select(func.count()).select_from(child).where(not_(exists().where(tables.run.c.id == child.c.run_id)))
         if count := connection.execute(orphans).scalar_one():
             yield f"table {child.name} has {count} rows of runs that are not there"

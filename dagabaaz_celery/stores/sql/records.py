@@ -155,6 +155,8 @@ class Aftermath:
 
     publish: list[Dispatch] = field(default_factory=list)
     owed: list[Owed] = field(default_factory=list)
+    #: Of a cancellation: whether it was this one that ended the run.
+    ended_run: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -64,8 +64,8 @@ def _cancel_leftovers(transaction: RunTransaction) -> None:
     """Tasks that the old generation's cancellation had not reached yet, and finalisers in progress."""
     rows, connection, run_id = transaction.rows.tasks, transaction.connection, transaction.run_id
     error = json.dumps(asdict(TaskError("Cancelled", "the run was retried")))
-    while tasks := rows.lock_open(connection, run_id, transaction.policy.cancel_batch):
-        rows.cancel(connection, [task_id for task_id, _, _ in tasks], error)
+    while rows.cancel_some(connection, run_id, transaction.policy.cancel_batch, error) is not None:
+        continue
 
 
 def _forget(transaction: RunTransaction, undone: Collection[int], from_index: int | None) -> None:

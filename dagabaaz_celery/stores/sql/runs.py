@@ -1,9 +1,23 @@
 """Statements on runs and definitions, built once for a store."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, Insert, bindparam, func, insert, literal, not_, select, update
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Insert,
+    Select,
+    bindparam,
+    func,
+    insert,
+    literal,
+    not_,
+    select,
+    update,
+)
 from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery.constants import RunStatus
@@ -184,11 +198,21 @@ class RunRows:
         return list(connection.execute(self._stalled, {"b_limit": limit}).scalars())
 
     def search(
-        self, connection: Connection, *, pipeline: str | None, status: str | None, limit: int, before: str | None
+        self,
+        connection: Connection,
+        *,
+        pipeline: str | None,
+        status: str | None,
+        tags: Mapping[str, str],
+        limit: int,
+        before: str | None,
     ) -> list[RunRow]:
-        """Runs, newest first."""
+        """Runs, newest first; those that have all of the tags."""
         run = self._tables.run
-        query = select(*self._columns).order_by(run.c.id.desc()).limit(limit)
+        query, run_id = self._join_tags(select(*self._columns), tags)
+        if status in OPEN_RUN_STATUSES:
+            run_id = run.c.id  # few runs are open: SQLite begins with them, as others do by themselves
+        query = query.order_by(run_id.desc()).limit(limit)
         if pipeline is not None:
             query = query.where(run.c.pipeline == pipeline)
         if status is not None:
@@ -197,8 +221,20 @@ class RunRows:
             likely = "pipeline" if status == RunStatus.COMPLETED else "status"  # which of them leaves less to look at
             query = prefer_index(query, run, f"{run.name}_of_{likely}")
         if before is not None:
-            query = query.where(run.c.id < before)
+            query = query.where(run_id < before)
         return [row for row in map(_to_run, connection.execute(query)) if row is not None]
+
+    def _join_tags(self, query: Select[Any], tags: Mapping[str, str]) -> tuple[Select[Any], ColumnElement[Any]]:
+        """The query for runs with all of the tags, and the column in whose order it is read.
+
+        It is that of a tag's index: a page of the runs with a common tag is read from there, and not sorted.
+        """
+        run, run_id = self._tables.run, self._tables.run.c.id
+        for name, value in tags.items():
+            tag = self._tables.tag.alias()
+            query = query.join(tag, tag.c.run_id == run.c.id).where(tag.c.name == name, tag.c.value == value)
+            run_id = tag.c.run_id
+        return query, run_id
 
 
 class PipelineRows:

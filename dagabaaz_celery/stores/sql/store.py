@@ -1,10 +1,11 @@
 """The SQL store: every event of the state machine, each one transaction that reports what it owes the world."""
 
+import contextlib
 import json
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
@@ -57,6 +58,10 @@ T = TypeVar("T")
 
 # The store records a run's end with its callback; nothing is called inside a transaction.
 _NO_CALLBACKS = orchestrator.OrchestratorCallbacks(*(lambda run_id: None,) * 3)
+
+
+class _NotOurs(Exception):
+    """The open tasks are no part of what ended: a retry made them, or they follow the run's end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +193,12 @@ class SqlStore:
         version: int | None = None,
         options: dict[str, Any] | None = None,
         timeout: float | None = None,
+        tags: Mapping[str, str] | None = None,
     ) -> Started:
         """Create a run and launch its roots; the same key with the same input gives the run that has it.
 
         ``timeout`` are the seconds that it may take; the definition's where None. ``run_id`` is the caller's, so that a
-        repeat after a lost answer finds the run. Raises KeyConflict.
+        repeat after a lost answer finds the run. A run that is there keeps the tags that it has. Raises KeyConflict.
         """
         digest = definition.content_hash()
         cached = self.definitions.put(digest, definition)
@@ -209,6 +215,7 @@ class SqlStore:
                 version=version,
                 options=options or {},
                 timeout=timeout or definition.timeout,
+                tags=tags or {},
             ):
                 existing = self._find_started(connection, definition.name, key, run_id)
             if existing is not None:
@@ -249,6 +256,7 @@ class SqlStore:
         )
         if inserted:
             self.rows.nodes.insert(connection, given["run_id"], dict.fromkeys(range(len(definition.nodes)), 0))
+            self.rows.tags.insert(connection, given["run_id"], given["tags"])
         return inserted
 
     def _refuse_other_input(self, connection: Connection, existing: RunRow, input_text: str) -> None:
@@ -535,18 +543,21 @@ class SqlStore:
 
     # -- the run as a whole
 
-    def cancel(self, run_id: str, reason: str) -> Aftermath:
+    def cancel(self, run_id: str, reason: str, *, again: bool = False) -> Aftermath:
         """Cancel an open run alone; its tasks follow by ``cancel_rest``.
 
-        A run that has ended is left as it is; its cancelled tasks are still to follow where they have not.
+        A run that has ended is left as it is; its cancelled tasks are still to follow where they have not. A repeat
+        after a lost answer says ``again``: a run that was cancelled for this reason was then ended by that call.
         """
 
         def work(connection: Connection) -> Aftermath:
             transaction = self.transaction(connection, run_id)
-            transaction.explain(TaskError("Cancelled", reason), node=None, task_id=None)
-            orchestrator.abort_run(
+            error = TaskError("Cancelled", reason)
+            before = transaction.run
+            transaction.explain(error, node=None, task_id=None)
+            transaction.aftermath.ended_run = orchestrator.abort_run(
                 transaction, run_id=run_id, reason=reason, callbacks=_NO_CALLBACKS, status=RunStatus.CANCELLED
-            )
+            ) or (again and before.status == RunStatus.CANCELLED and before.error == _whole_run(error))
             transaction.flush()
             if not transaction.aftermath.owed:
                 transaction.aftermath.owed += self.rows.owed.list_of_run(connection, run_id, ["cancel"])
@@ -571,19 +582,26 @@ class SqlStore:
         statuses = OPEN_TASK_STATUSES if ended is None or ended.epilogue is None else UNCLAIMED
 
         def batch(connection: Connection) -> bool:
-            tasks = self.rows.tasks.lock_open(connection, owed.run_id, self.policy.cancel_batch, statuses)
+            cancelled = self.rows.tasks.cancel_some(connection, owed.run_id, self.policy.cancel_batch, error, statuses)
             run = self.rows.runs.lock(connection, owed.run_id)
             is_over = run is not None and run.status in RUN_TERMINAL_STATUSES and run.generation == owed.generation
             # What is open in a busy epilogue follows the run's end, and is no part of what ended.
-            if not tasks or run is None or not is_over or run.epilogue in BUSY_EPILOGUES:
+            if run is None or not is_over or run.epilogue in BUSY_EPILOGUES:
+                raise _NotOurs
+            if cancelled is None:
                 return False
-            self.rows.tasks.cancel(connection, [task_id for task_id, _, _ in tasks], error)
-            running.extend(attempt_id for _, attempt_id, status in tasks if status == TaskStatus.RUNNING)
+            running.extend(cancelled)
             return True
 
-        while self.transact(batch):
-            pass
+        with contextlib.suppress(_NotOurs):  # that batch is taken back
+            while self.transact(batch):
+                pass
         return running
+
+    def find_running(self, run_id: str) -> list[str]:
+        """The attempt ids of a run's bodies that are at work."""
+        with self.read() as connection:
+            return self.rows.tasks.find_running(connection, run_id)
 
     def continue_launch(self, owed: Owed) -> Aftermath:
         """Make the next batch of a wide launch; deletes what was owed when it was the last, or the run has ended."""
@@ -926,14 +944,28 @@ class SqlStore:
             run_input: dict[str, Any] = json.loads(self.rows.runs.get_input_text(connection, run_id))
             return run_input
 
+    def get_run_tags(self, run_id: str) -> dict[str, str]:
+        """The tags that the run was started with. Raises UnknownRun."""
+        with self.read() as connection:
+            self.require_run(connection, run_id)
+            return self.rows.tags.get(connection, run_id)
+
     def search_runs(
-        self, *, pipeline: str | None = None, status: str | None = None, limit: int = 100, before: str | None = None
+        self,
+        *,
+        pipeline: str | None = None,
+        status: str | None = None,
+        tags: Mapping[str, str] | None = None,
+        limit: int = 100,
+        before: str | None = None,
     ) -> list[RunRow]:
-        """Runs, newest first."""
+        """Runs, newest first; those that have all of the tags."""
         if pipeline is not None and find_problem_in_text(pipeline):
             return []  # a database would not answer for a text that it cannot keep
         with self.read() as connection:
-            return self.rows.runs.search(connection, pipeline=pipeline, status=status, limit=limit, before=before)
+            return self.rows.runs.search(
+                connection, pipeline=pipeline, status=status, tags=tags or {}, limit=limit, before=before
+            )
 
     def get_nodes(self, run_id: str) -> list[NodeRow]:
         """Every node of a run. Raises UnknownRun."""
@@ -1010,6 +1042,11 @@ def _assemble_input(transaction: RunTransaction, attempt: Attempt, cached: Cache
             passthrough_indices=topology.passthrough_indices,
         )
     return input_data
+
+
+def _whole_run(error: TaskError) -> dict[str, Any]:
+    """The error of a run that no task is to blame for."""
+    return {**asdict(error), "node": None, "task_id": None}
 
 
 def _with(error: TaskError, addition: str) -> TaskError:

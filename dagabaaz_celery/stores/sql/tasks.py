@@ -40,6 +40,8 @@ from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES
 UNCLAIMED = (TaskStatus.PENDING, TaskStatus.QUEUED)
 #: Ids in one statement: a bound that every driver takes.
 ID_CHUNK = 500
+#: Alternatives in one statement, of which a database looks through half for each row.
+_CASES = 100
 
 
 class TaskRows:
@@ -69,6 +71,7 @@ class TaskRows:
         self._insert = insert(task)
         self._insert_leased = insert(task).values(lease_until=now() + bindparam("b_lease"))
         self._insert_history = insert(tables.attempt).values(ended_at=now())
+        self._insert_history_at = insert(tables.attempt)
         by_run = task.c.run_id == bindparam("b_run")
         self._by_attempt = select(*self._attempt_columns).where(task.c.attempt_id == bindparam("b_attempt"))
         self._by_id = select(*self._attempt_columns).where(task.c.id == bindparam("b_task"))
@@ -80,13 +83,18 @@ class TaskRows:
         self._some_open: dict[tuple[TaskStatus, ...], CompoundSelect[Any]] = {
             statuses: self._select_some(statuses) for statuses in (OPEN_TASK_STATUSES, UNCLAIMED)
         }
-        self._lock_open = (
-            select(task.c.id, task.c.attempt_id, task.c.status).where(*among_open).order_by(task.c.id).with_for_update()
-        )
+        self._running_of = select(task.c.attempt_id).where(by_run, task.c.status == TaskStatus.RUNNING)
         self._cancel = (
             update(task)
             .where(*among_open)
             .values(status=TaskStatus.CANCELLED.value, ended_at=now(), error=bindparam("b_error"))
+        )
+        # What is cancelled in its body stays claimed.
+        self._cancel_returning = self._cancel.returning(case((task.c.claim_token.is_not(None), task.c.attempt_id)))
+        self._cancelled_in_body = select(task.c.attempt_id).where(
+            task.c.id.in_(bindparam("b_ids", expanding=True)),
+            found_otherwise(task.c.status) == TaskStatus.CANCELLED,
+            task.c.claim_token.is_not(None),
         )
         at_nodes = (by_run, task.c.node_index.in_(bindparam("b_nodes", expanding=True)))
         self._at_nodes = (
@@ -289,7 +297,9 @@ class TaskRows:
         self._complete = _guarded(update(task).values(**completed), fenced, unfenced)
         self._end = _guarded(update(task).values(**ended), fenced, unfenced)
         self._supersede = _guarded(update(task).values(**superseded), fenced, unfenced)
-        self._supersede_ended = update(task).where(current).values(**superseded)
+        del superseded["attempt_id"]
+        self._superseding = update(task).values(**superseded)
+        self._supersede_many: dict[int, Update] = {}
         self._recorded = select(task.c.status).where(current, task.c.claim_token == bindparam("b_token", type_=Id()))
         self._progress = (
             update(task).where(*fenced).values(progress_done=bindparam("b_done"), progress_total=bindparam("b_total"))
@@ -583,38 +593,41 @@ class TaskRows:
         return won
 
     def supersede_ended(
-        self, connection: Connection, attempt: Attempt, new_attempt_id: str, status: str, reason: str, *, lease: int
+        self,
+        connection: Connection,
+        replaced: Sequence[tuple[Attempt, str]],
+        status: str,
+        reason: str,
+        *,
+        lease: int,
     ) -> None:
-        """Give a task that ended a new attempt, in a retry of its run. The caller holds the task's lock."""
-        connection.execute(
-            self._supersede_ended,
-            {
-                "b_attempt": attempt.attempt_id,
-                "b_new": new_attempt_id,
-                "b_retries": 0,
-                "b_recoveries": 0,
-                "b_delay": 0,
-                "b_lease": lease,
-            },
-        )
-        self.write_history(connection, attempt, status, reason)
+        """Give tasks that ended a new attempt each, in a retry of their run. The caller holds the tasks' locks."""
+        if not replaced:
+            return
+        key = {"b_retries": 0, "b_recoveries": 0, "b_delay": 0, "b_lease": lease}
+        for start in range(0, len(replaced), _CASES):
+            chunk = replaced[start : start + _CASES]
+            ids = {f"b_old{place}": attempt.attempt_id for place, (attempt, _) in enumerate(chunk)}
+            ids |= {f"b_new{place}": new_attempt_id for place, (_, new_attempt_id) in enumerate(chunk)}
+            connection.execute(self._superseding_so_many(len(chunk)), {**key, **ids})
+        # A time of its own, as text with a function in it is sent row by row by drivers of MySQL.
+        ended = {"ended_at": self.read_clock(connection)}
+        history = [{**_history_row(attempt, status, reason), **ended} for attempt, _ in replaced]
+        connection.execute(self._insert_history_at, history)
 
-    def write_history(self, connection: Connection, attempt: Attempt, status: str, reason: TaskError | str) -> None:
+    def _superseding_so_many(self, count: int) -> Update:
+        """A statement with a new id for each old one, as not every driver sends many statements at once."""
+        if count not in self._supersede_many:
+            current = self._tables.task.c.attempt_id
+            old = [bindparam(f"b_old{place}", type_=Id()) for place in range(count)]
+            new = [bindparam(f"b_new{place}", type_=Id()) for place in range(count)]
+            chosen = case(*((current == each, other) for each, other in zip(old, new, strict=True)))
+            self._supersede_many[count] = self._superseding.where(current.in_(old)).values(attempt_id=chosen)
+        return self._supersede_many[count]
+
+    def write_history(self, connection: Connection, attempt: Attempt, status: str, reason: TaskError) -> None:
         """Keep what a replaced attempt was."""
-        connection.execute(
-            self._insert_history,
-            {
-                "attempt_id": attempt.attempt_id,
-                "task_id": attempt.task_id,
-                "run_id": attempt.run_id,
-                "number": attempt.number,
-                "status": str(status),
-                "claim_token": attempt.token,
-                "worker_id": attempt.worker_id,
-                "claimed_at": attempt.claimed_at,
-                "reason": reason if isinstance(reason, str) else json.dumps(asdict(reason)),
-            },
-        )
+        connection.execute(self._insert_history, _history_row(attempt, status, json.dumps(asdict(reason))))
 
     # -- publishing
 
@@ -765,36 +778,35 @@ class TaskRows:
         """Lock every task of a run, before its nodes and the run itself."""
         connection.execute(self._lock_run, {"b_run": run_id}).all()
 
-    def lock_open(
+    def cancel_some(
         self,
         connection: Connection,
         run_id: str,
         limit: int,
+        error: str,
         statuses: tuple[TaskStatus, ...] = OPEN_TASK_STATUSES,
-    ) -> list[tuple[str, str, str]]:
-        """Lock up to so many open tasks, in id order: (task id, attempt id, status); none when there is none.
+    ) -> list[str] | None:
+        """Cancel up to so many open tasks; gives the attempt ids that were running. None when no task is open.
 
-        ``statuses`` may be UNCLAIMED, which leaves out what runs.
+        ``error`` is JSON text. ``statuses`` may be UNCLAIMED, which leaves out what runs.
         """
-        some, key = self._some_open[statuses], {"b_run": run_id, "b_limit": limit}
-        while found := connection.execute(some, key).scalars().all():
-            rows = [
-                row
-                for chunk in _chunks(sorted(found))
-                for row in connection.execute(self._lock_open, {"b_ids": chunk, "b_statuses": statuses})
-            ]
-            if rows:  # else they all ended meanwhile
-                return [(task_id, attempt_id, status) for task_id, attempt_id, status in rows]
-        return []
+        some = self._some_open[statuses]
+        found = connection.execute(some, {"b_run": run_id, "b_limit": limit}).scalars().all()
+        if not found:
+            return None
+        # By id, as whoever else locks many of a run; to lock them before they are changed would cost as much again.
+        return [
+            attempt_id
+            for chunk in _chunks(sorted(found))
+            for attempt_id in self._cancel_among(connection, {"b_ids": chunk, "b_error": error, "b_statuses": statuses})
+            if attempt_id is not None
+        ]
 
-    def cancel(self, connection: Connection, task_ids: Sequence[str], error: str) -> int:
-        """Cancel these tasks where open; how many were. ``error`` is JSON text."""
-        return sum(
-            connection.execute(
-                self._cancel, {"b_ids": chunk, "b_error": error, "b_statuses": OPEN_TASK_STATUSES}
-            ).rowcount
-            for chunk in _chunks(task_ids)
-        )
+    def _cancel_among(self, connection: Connection, key: dict[str, Any]) -> Sequence[str | None]:
+        if connection.dialect.update_returning:
+            return connection.execute(self._cancel_returning, key).scalars().all()
+        connection.execute(self._cancel, key)
+        return connection.execute(self._cancelled_in_body, key).scalars().all()
 
     def list_at_nodes(
         self, connection: Connection, run_id: str, indices: Sequence[int]
@@ -814,6 +826,10 @@ class TaskRows:
         connection.execute(self._reopen_completed, {"b_run": run_id, "b_nodes": [index], "b_error": error})
 
     # -- undoing and deadlines
+
+    def find_running(self, connection: Connection, run_id: str) -> list[str]:
+        """The attempts of a run that are claimed and have not ended."""
+        return list(connection.execute(self._running_of, {"b_run": run_id}).scalars())
 
     def has_open(self, connection: Connection, run_id: str) -> bool:
         """Whether the run has a task that has not ended; nothing is locked."""
@@ -925,6 +941,20 @@ def _select_open_run(task: Table, run: Table) -> ScalarSelect[Any]:
 
 def _guarded(statement: Update, fenced: Sequence[Any], unfenced: Sequence[Any]) -> tuple[Update, Update]:
     return statement.where(*fenced), statement.where(*unfenced)
+
+
+def _history_row(attempt: Attempt, status: str, reason: str) -> dict[str, Any]:
+    return {
+        "attempt_id": attempt.attempt_id,
+        "task_id": attempt.task_id,
+        "run_id": attempt.run_id,
+        "number": attempt.number,
+        "status": str(status),
+        "claim_token": attempt.token,
+        "worker_id": attempt.worker_id,
+        "claimed_at": attempt.claimed_at,
+        "reason": reason,
+    }
 
 
 def _chunks(items: Sequence[str]) -> list[list[str]]:

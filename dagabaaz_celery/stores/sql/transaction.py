@@ -40,6 +40,7 @@ from dagabaaz_celery.stores.sql.records import (
 )
 from dagabaaz_celery.stores.sql.runs import PipelineRows, RunRows
 from dagabaaz_celery.stores.sql.tables import CLOSED_NODE_STATUSES, Tables, new_id
+from dagabaaz_celery.stores.sql.tags import TagRows
 from dagabaaz_celery.stores.sql.tasks import TaskRows
 
 _SUMMARIES = {
@@ -72,6 +73,7 @@ class Rows:
 
     def __init__(self, tables: Tables) -> None:
         self.runs = RunRows(tables)
+        self.tags = TagRows(tables)
         self.pipelines = PipelineRows(tables)
         self.nodes = NodeRows(tables)
         self.tasks = TaskRows(tables)
@@ -403,8 +405,7 @@ class RunTransaction:
             for attempt, status, _ in self.rows.tasks.list_at_nodes(self.connection, self.run_id, [node_index])
             if status in TASK_RETRYABLE_STATUSES
         ]
-        for attempt in bad:
-            self._supersede(attempt, "the rollback was retried")
+        self._supersede(bad, "the rollback was retried")
         self._recount(node_index)
 
     def continue_launch(self, node_index: int, items: Sequence[tuple[str | None, str | None]]) -> int:
@@ -513,19 +514,18 @@ class RunTransaction:
     def _dispatch_again(self, node_index: int, planned: Sequence[_Planned]) -> None:
         """A retried node: the same work keeps its row and ordinal, with a new attempt."""
         reusable = self._reusable[node_index]
-        for work in planned:
-            self._supersede(reusable.pop(_work_of(work)), "the run was retried")
+        self._supersede([reusable.pop(_work_of(work)) for work in planned], "the run was retried")
         self.rows.tasks.delete(self.connection, [attempt.task_id for attempt in reusable.values()])
         self._recount(node_index)
 
-    def _supersede(self, before: Attempt, reason: str) -> None:
-        """Give a task that has ended a new attempt."""
-        attempt_id = new_id()
-        self.rows.tasks.supersede_ended(self.connection, before, attempt_id, "replaced", reason, lease=self._lease)
-        work = _Planned(before.task_id, before.input_artifact_id, before.origin_artifact_id)
-        self.aftermath.publish.append(
-            self._dispatch(self._task_row(before.node_index, work, before.ordinal, attempt_id))
-        )
+    def _supersede(self, ended: Sequence[Attempt], reason: str) -> None:
+        """Give tasks that have ended a new attempt each."""
+        replaced = [(before, new_id()) for before in ended]
+        self.rows.tasks.supersede_ended(self.connection, replaced, "replaced", reason, lease=self._lease)
+        for before, attempt_id in replaced:
+            work = _Planned(before.task_id, before.input_artifact_id, before.origin_artifact_id)
+            row = self._task_row(before.node_index, work, before.ordinal, attempt_id)
+            self.aftermath.publish.append(self._dispatch(row))
 
     def _recount(self, node_index: int) -> None:
         """Set a node that was closed, or whose launch was cut short, launched, with what is done of it."""

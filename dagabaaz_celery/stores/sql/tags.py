@@ -1,0 +1,26 @@
+"""Statements on the tags of runs, built once for a store."""
+
+from collections.abc import Mapping
+
+from sqlalchemy import Connection, bindparam, insert, select
+
+from dagabaaz_celery.stores.sql.tables import Tables
+
+
+class TagRows:
+    """Names and values that runs were started with; ``RunRows.search`` finds runs by them."""
+
+    def __init__(self, tables: Tables) -> None:
+        tag = tables.tag
+        self._insert = insert(tag)
+        self._of_run = select(tag.c.name, tag.c.value).where(tag.c.run_id == bindparam("b_run")).order_by(tag.c.name)
+
+    def insert(self, connection: Connection, run_id: str, tags: Mapping[str, str]) -> None:
+        """Keep the tags of a new run."""
+        if tags:
+            rows = [{"run_id": run_id, "name": name, "value": value} for name, value in tags.items()]
+            connection.execute(self._insert, rows)
+
+    def get(self, connection: Connection, run_id: str) -> dict[str, str]:
+        """The tags of a run, by name."""
+        return {row.name: row.value for row in connection.execute(self._of_run, {"b_run": run_id})}

@@ -1,0 +1,34 @@
+"""Which runs are meant by the criteria of a search."""
+
+import pytest
+
+from dagabaaz_celery.constants import RunStatus
+from dagabaaz_celery.errors import RunSelectionError
+from dagabaaz_celery.selection import RunSelection, read_selection
+
+
+def test_criteria_that_are_not_named_choose_nothing():
+    assert read_selection(None, None, None) == RunSelection(None, None, {})
+    assert read_selection(None, None, None).is_everything
+    assert read_selection(None, None, {}).is_everything
+
+
+@pytest.mark.parametrize("given", [("p", None, None), (None, "failed", None), (None, None, {"a": "b"})])
+def test_each_criterion_chooses(given: tuple[str | None, str | None, dict[str, str] | None]):
+    assert not read_selection(*given).is_everything
+
+
+def test_a_status_may_be_a_word_and_what_was_given_may_change_afterwards():
+    tags = {"a": "b"}
+    chosen = read_selection("p", "failed", tags)
+    tags.clear()
+    assert chosen == RunSelection("p", RunStatus.FAILED, {"a": "b"})
+    assert read_selection("p", RunStatus.FAILED, {"a": "b"}) == chosen
+
+
+def test_what_no_run_can_be_is_refused_with_every_problem():
+    with pytest.raises(RunSelectionError, match="did you mean failed") as caught:
+        read_selection(None, "faild", {"": "x", "a": "y "})
+    assert len(caught.value.problems) == 3
+    with pytest.raises(RunSelectionError, match="not 7"):
+        read_selection(None, 7, None)  # type: ignore[arg-type]
