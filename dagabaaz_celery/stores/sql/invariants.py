@@ -266,15 +266,15 @@ class _BatchCheck:
     def _check_rest(self) -> Iterator[tuple[str, str]]:
         for run_id, run in self._runs.items():
             if run.status not in RUN_TERMINAL_STATUSES:
-                yield run_id, f"is {run.status} and nothing goes on"
+                yield run_id, f"is {run.status}, and was meant to have ended"
             elif run.epilogue is not None:
-                yield run_id, f"is in its epilogue ({run.epilogue}) and nothing goes on"
+                yield run_id, f"is in its epilogue ({run.epilogue}), and was meant to have ended"
         open_tasks: Counter[str] = Counter()
         for (run_id, _), statuses in self._statuses.items():
             open_tasks[run_id] += sum(count for status, count in statuses.items() if status in OPEN_TASK_STATUSES)
         for run_id, count in open_tasks.items():
             if count:
-                yield run_id, f"has {count} open tasks and nothing goes on"
+                yield run_id, f"has {count} open tasks, and was meant to have none"
         for owed in self._all(self._queries.owed):
             yield owed.run_id, f"is still owed a {owed.kind} ({owed.status}, tried {owed.tries} times)"
 
