@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, TASK_DONE_STATUSES, TASK_TERMINAL_STATUSES, RunStatus
 from dagabaaz_celery.errors import DagabaazError, StoreError, UnknownRun
+from dagabaaz_celery.stores.sql.command_line import end_quietly
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition
 from dagabaaz_celery.stores.sql.invariant_rules import Rule, build_rules, in_runs
 from dagabaaz_celery.stores.sql.store import SqlStore
@@ -322,4 +323,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_quietly(main))
