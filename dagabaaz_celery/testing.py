@@ -91,13 +91,14 @@ def assert_sound(
     """
     chosen = None if runs is None else list(runs)
     deadline = time.monotonic() + timeout
-    found = find_violations(dag, chosen)
+    title, found = "The store is not sound:", find_violations(dag, chosen)
     while not found and at_rest:
         found = find_violations(dag, chosen, at_rest=True)
         if not found or time.monotonic() > deadline:
+            title = f"The store is sound, and not at rest after {timeout:g} s:"
             break
         time.sleep(_REST_INTERVAL)
         found = find_violations(dag, chosen)
     if found:
         more = f"\n… and {len(found) - _MAX_SENTENCES} more" if len(found) > _MAX_SENTENCES else ""
-        raise AssertionError("The store is not sound:\n" + "\n".join(found[:_MAX_SENTENCES]) + more)
+        raise AssertionError("\n".join([title, *found[:_MAX_SENTENCES]]) + more)

@@ -210,7 +210,7 @@ def test_at_rest_nothing_may_be_open_or_owed(store: SqlStore):
     found = " ".join(find_violations(store, at_rest=True))
 
     assert "is still owed a callback (failed, tried 0 times)" in found
-    assert "has 1 open tasks and nothing goes on" in found
+    assert "has 1 open tasks, and was meant to have none" in found
     assert find_violations(store) == []
 
 
@@ -291,6 +291,14 @@ def test_an_apps_runs_are_checked_through_its_handles(tmp_path: Path):
     with pytest.raises(AssertionError, match=f"run {run.id}: node 'a' \\(completed\\): was closed at None"):
         assert_sound(dag)
     dag.close()
+
+
+def test_a_run_that_still_goes_on_is_not_at_rest_and_not_unsound(store: SqlStore):
+    start(store, node("a"))
+
+    with pytest.raises(AssertionError, match=r"and not at rest after 0 s:\n.* is running, and was meant to"):
+        assert_sound(store, timeout=0)
+    assert_sound(store, at_rest=False)
 
 
 def test_the_store_in_memory_has_nothing_to_check():

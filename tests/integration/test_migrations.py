@@ -305,7 +305,9 @@ def test_a_release_refuses_a_newer_schema_that_is_not_good_for_it(
 
 def test_the_command_makes_checks_and_drops_the_tables(database: Database, capsys: pytest.CaptureFixture[str]):
     assert database.run("--check") == 1
-    assert "has no tables yet" in capsys.readouterr().err
+    refusal = capsys.readouterr().err
+    assert "has no tables yet" in refusal
+    assert "auto_migrate" not in refusal, "a setting that this command does not look at"
     assert database.run() == 0
     assert database.run() == 0
     assert database.run("--check") == 0
@@ -347,6 +349,19 @@ def test_the_printed_sql_does_what_the_command_does(database: Database, capsys: 
     run_printed("--down", "base")
     with database.open(auto_migrate=False) as store, pytest.raises(StoreSchemaError, match="no tables yet"):
         store.search_runs()
+
+
+def test_a_reader_who_has_seen_enough_of_the_sql_gets_no_traceback():
+    """As head does after some lines: it closes its end of the pipe."""
+    reads, writes = os.pipe()
+    os.close(reads)
+    command = [sys.executable, "-m", "dagabaaz_celery.stores.sql.schema", "sqlite:///runs.sqlite3", "--sql"]
+    try:
+        done = subprocess.run(command, stdout=writes, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    finally:
+        os.close(writes)
+
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_schema_that_does_not_exist_is_a_wrong_call(database: Database, capsys: pytest.CaptureFixture[str]):

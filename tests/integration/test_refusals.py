@@ -76,6 +76,12 @@ def test_a_real_broker_without_a_store_is_refused_with_the_line_to_paste():
         ("sqlite://", ConfigurationError, "needs a file"),
         ("runs.sqlite3", ConfigurationError, "not a database URL"),
         ("oracle+nothing://scott:tiger@here/x", ConfigurationError, "not a database URL|not installed"),
+        (
+            "postgresql+pg8000://scott:tiger@here/x",
+            ConfigurationError,
+            r'\[postgres\] and begin.*"postgresql\+psycopg://',
+        ),
+        ("mysql+asyncmy://scott:tiger@here/x", ConfigurationError, r'\[mysql\] and begin.*"mysql\+pymysql://"'),
     ],
 )
 def test_a_store_that_cannot_be_used_is_refused_and_left_as_it_was(

@@ -107,6 +107,12 @@ _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "pymysql": _MYSQL_TIMEOUTS,
     "mysqldb": _MYSQL_TIMEOUTS,
 }
+#: For each kind of database the extra of this package that brings a driver, and how a URL names that.
+_EXTRAS = {
+    "postgresql": ("postgres", "postgresql+psycopg"),
+    "mysql": ("mysql", "mysql+pymysql"),
+    "mariadb": ("mysql", "mariadb+pymysql"),
+}
 
 
 class now(FunctionElement[int]):  # noqa: N801  # reads as the SQL function that it is
@@ -186,9 +192,18 @@ def build_engine(url: str | URL) -> Engine:
         )
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError(
-            f"The driver of the store URL {describe_url(parsed)!r} is not installed: {error}. "
-            "Install dagabaaz-celery[postgres] or dagabaaz-celery[mysql], or name an installed driver in the URL."
+            f"The driver of the store URL {describe_url(parsed)!r} is not installed: {error}. {_advise(parsed)}"
         ) from error
+
+
+def _advise(url: URL) -> str:
+    """How to get a driver: an extra, and where the URL names another driver than the extra has, what to write."""
+    extra, driver = _EXTRAS.get(url.get_backend_name(), ("", ""))
+    if not extra:
+        return "Install dagabaaz-celery[postgres] or dagabaaz-celery[mysql], and name that driver in the URL."
+    if url.drivername == driver:
+        return f"Install dagabaaz-celery[{extra}]."
+    return f'Install dagabaaz-celery[{extra}] and begin the URL with "{driver}://", or install the driver it names.'
 
 
 def _read_prepare_threshold(url: URL) -> int | None:

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, TASK_DONE_STATUSES, TASK_TERMINAL_STATUSES, RunStatus
 from dagabaaz_celery.errors import DagabaazError, StoreError, UnknownRun
+from dagabaaz_celery.stores.sql.command_line import end_quietly
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition
 from dagabaaz_celery.stores.sql.invariant_rules import Rule, build_rules, in_runs
 from dagabaaz_celery.stores.sql.store import SqlStore
@@ -266,15 +267,15 @@ class _BatchCheck:
     def _check_rest(self) -> Iterator[tuple[str, str]]:
         for run_id, run in self._runs.items():
             if run.status not in RUN_TERMINAL_STATUSES:
-                yield run_id, f"is {run.status} and nothing goes on"
+                yield run_id, f"is {run.status}, and was meant to have ended"
             elif run.epilogue is not None:
-                yield run_id, f"is in its epilogue ({run.epilogue}) and nothing goes on"
+                yield run_id, f"is in its epilogue ({run.epilogue}), and was meant to have ended"
         open_tasks: Counter[str] = Counter()
         for (run_id, _), statuses in self._statuses.items():
             open_tasks[run_id] += sum(count for status, count in statuses.items() if status in OPEN_TASK_STATUSES)
         for run_id, count in open_tasks.items():
             if count:
-                yield run_id, f"has {count} open tasks and nothing goes on"
+                yield run_id, f"has {count} open tasks, and was meant to have none"
         for owed in self._all(self._queries.owed):
             yield owed.run_id, f"is still owed a {owed.kind} ({owed.status}, tried {owed.tries} times)"
 
@@ -322,4 +323,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_quietly(main))

@@ -22,6 +22,7 @@ from sqlalchemy import Connection, column, insert, inspect, make_url, select, ta
 from sqlalchemy.exc import DBAPIError
 
 from dagabaaz_celery.errors import DagabaazError, StoreSchemaError
+from dagabaaz_celery.stores.sql.command_line import end_quietly
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, Database, check_sqlite_file, describe_url, is_outage, now
 from dagabaaz_celery.stores.sql.tables import Tables, build_tables, new_id
 
@@ -65,7 +66,10 @@ class Migrations:
         def migrate(connection: Connection) -> str:
             current = _read_version(connection, self._tables)
             if not self._is_good(current):
-                self._refuse_unless_older(current, may_migrate)
+                self._refuse_if_newer(current)
+                if not may_migrate:
+                    off = f"dagabaaz_auto_migrate is off: run `{self._command}` when it suits you, then start again."
+                    raise self._too_old(current, off)
                 self._run(connection, lambda: command.upgrade(self._config, self.head))
             return _read_id(connection, self._tables) or _make_id(connection, self._tables)
 
@@ -77,7 +81,8 @@ class Migrations:
         with self._database.read() as connection:
             current = _read_version(connection, self._tables)
         if not self._is_good(current):
-            self._refuse_unless_older(current, may_migrate=False)
+            self._refuse_if_newer(current)
+            raise self._too_old(current, f"`{self._command}` brings it there.")
         return str(current)
 
     def downgrade(self, target: str) -> None:
@@ -120,7 +125,7 @@ class Migrations:
         logger.info("the store at %s has schema %s, of a newer release; it does for this one", self.where, current)
         return True
 
-    def _refuse_unless_older(self, current: str | None, may_migrate: bool) -> None:
+    def _refuse_if_newer(self, current: str | None) -> None:
         if current is not None and current not in self.revisions:
             raise StoreSchemaError(
                 f"The store at {self.where} has schema {current}, which is newer than this release knows (up to "
@@ -128,12 +133,12 @@ class Migrations:
                 f"release that made it, or take the store back with that release: `{self._command} --down "
                 f"{self.head}`. Nothing was changed."
             )
-        if not may_migrate:
-            raise StoreSchemaError(
-                f"The store at {self.where} has {_describe(current)}, and this release needs schema {self.head}. "
-                f"dagabaaz_auto_migrate is off: run `{self._command}` when it suits you, then start again. "
-                "With --sql it prints the SQL instead."
-            )
+
+    def _too_old(self, current: str | None, what_helps: str) -> StoreSchemaError:
+        return StoreSchemaError(
+            f"The store at {self.where} has {_describe(current)}, and this release needs schema {self.head}. "
+            f"{what_helps} With --sql it prints the SQL instead."
+        )
 
     def _run(self, connection: Connection, migrate: Callable[[], None]) -> None:
         """Migrate on this connection. What the database refuses for good is a StoreSchemaError."""
@@ -272,4 +277,4 @@ def _build_parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(end_quietly(main))
