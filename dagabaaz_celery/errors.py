@@ -99,6 +99,12 @@ class PluginConflict(DagabaazError, ValueError):
     code = "DGB303"
 
 
+class ActionConflict(DagabaazError, ValueError):
+    """Two different actions have one name, or an action has two rollbacks."""
+
+    code = "DGB304"
+
+
 class UnknownRun(DagabaazError, LookupError):
     """The store has no such run."""
 
@@ -143,6 +149,22 @@ class WaitRefused(DagabaazError, RuntimeError):
     """Waiting here could never end."""
 
     code = "DGB407"
+
+
+class RemoteActionError(DagabaazError, RuntimeError):
+    """An action of a flow failed in a worker, with an exception that cannot be made again here.
+
+    ``type`` is the name of the exception's class, ``traceback`` its text, ``node`` the slug of the action's node; None
+    when no action is to blame.
+    """
+
+    code = "DGB408"
+
+    def __init__(self, message: str = "", *, type: str = "", traceback: str = "", node: str | None = None) -> None:
+        self.type = type
+        self.traceback = traceback
+        self.node = node
+        super().__init__(message)
 
 
 class RunSelectionError(DagabaazError, ValueError):

@@ -4,14 +4,14 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, TypeVar
 
 from celery._state import get_current_worker_task
 
 from dagabaaz_celery.cancellation import CANCELLED_BY_APP, cancel_run
-from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
 from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.selection import RunSelection
@@ -30,6 +30,7 @@ _OPEN_REASONS = {
     "queued": "a worker that consumes their queue and is free has to come to them",
     "pending": "waiting for the broker, for a delay, for a resume, or for a worker that knows their plugin",
 }
+_BAD_ENDS = (TaskStatus.FAILED, TaskStatus.CRASHED)
 _PUBLISH_BATCH = 500
 MICROSECONDS = 1_000_000
 
@@ -38,7 +39,9 @@ MICROSECONDS = 1_000_000
 class RunError:
     """Why a run ended badly: the exception's type, message and traceback, and where it was raised.
 
-    ``node`` and ``task_id`` are None when no task is to blame, as for a cancelled run.
+    ``node`` and ``task_id`` are None when no task is to blame, as for a cancelled run. ``module``, ``qualname`` and
+    ``args`` are what the exception can be made of again; empty, and None, where that is not known. ``rollback`` tells
+    that it came up when the node's tasks were undone.
     """
 
     type: str
@@ -46,6 +49,10 @@ class RunError:
     traceback: str
     node: str | None
     task_id: str | None
+    module: str = ""
+    qualname: str = ""
+    args: list[Any] | None = field(default=None, hash=False)
+    rollback: bool = False
 
     def __str__(self) -> str:
         place = f" (node {self.node})" if self.node else ""
@@ -114,6 +121,13 @@ class RunSnapshot:
     ended_at: float | None
 
 
+class Look(NamedTuple):
+    """How far a run is at one look, in words, and the seconds to pause before the next."""
+
+    status: str
+    pause: float
+
+
 class Run:
     """A run, by id. Every property reads the store anew; raises UnknownRun for a run that is not there."""
 
@@ -163,11 +177,16 @@ class Run:
         Raises WaitTimeout after ``timeout`` seconds (the run goes on), and WaitRefused inside a task: its worker
         might be the very one that the run waits for.
         """
-        if get_current_worker_task() is not None:
-            raise WaitRefused(
-                f"wait() for run {self.id} was called inside a task: with every worker waiting so, none is left to run "
-                "it. Register a callback with dag.on_run_completed, or make the work after it a node of the pipeline."
-            )
+        refuse_wait_in_task(f"wait() for run {self.id}")
+        for look in self.watch(timeout, rollback=rollback):
+            time.sleep(look.pause)
+        return RunStatus(look.status)
+
+    def watch(self, timeout: float | None = None, *, rollback: bool = False) -> Iterator[Look]:
+        """What ``wait`` does, for a program that pauses in its own way, such as an event loop.
+
+        At the last look there is nothing more to wait for. Raises WaitTimeout.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while (status := self._look(deadline, rollback)) not in RUN_TERMINAL_STATUSES:
@@ -176,9 +195,9 @@ class Run:
                     f"Run {self.id} is {status} after {timeout} s; it goes on. {self._describe_open_tasks()} Wait "
                     "longer, or look at run.snapshot() and the workers' logs."
                 )
-            time.sleep(pause)
+            yield Look(status, pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
-        return RunStatus(status)
+        yield Look(status, 0.0)
 
     def _look(self, deadline: float | None, whole: bool) -> str:
         """The status, with ``whole`` also of what follows the end; while the database is away, as if the run ran."""
@@ -265,6 +284,31 @@ class Run:
             )
             for row in sorted(rows, key=lambda row: row.node_index < 0)
         ]
+
+    def errors(self) -> list[RunError]:
+        """Why tasks of the run ended badly, by node and order, then why rollbacks did.
+
+        The run's own error where no task of it ended badly, as in a cancelled one.
+        """
+        store = self._runtime.store
+        with store.read() as connection:
+            run = store.require_run(connection, self.id)
+            definition = store.definitions.get(connection, run.definition_hash).definition
+            rows = store.rows.tasks.list_all(connection, self.id)
+        found = [
+            _read_error(
+                json.loads(row.error),
+                node=definition.node_of(row.node_index).slug,
+                task_id=row.id,
+                rollback=row.node_index < 0,
+            )
+            for row in sorted(rows, key=lambda row: row.node_index < 0)
+            if row.status in _BAD_ENDS and row.error is not None
+        ]
+        own = _to_error(run)
+        if own is not None and all(error.rollback for error in found):
+            found.insert(0, own)
+        return found
 
     def artifacts(self, slug: str) -> list[TaskArtifact]:
         """What a node produced so far, in order. Raises UnknownNode."""
@@ -376,6 +420,15 @@ class Run:
             return self._runtime.store.rows.artifacts.values(connection, self.id, index)
 
 
+def refuse_wait_in_task(what: str) -> None:
+    """Raise WaitRefused inside a task: its worker might be the very one that the run waits for."""
+    if get_current_worker_task() is not None:
+        raise WaitRefused(
+            f"{what} was called inside a task: with every worker waiting so, none is left to run it. Register a "
+            "callback with dag.on_run_completed, or make the work after it a node of the pipeline."
+        )
+
+
 def iterate_runs(runtime: Runtime, wanted: RunSelection, *, limit: int | None = None) -> Iterator[Run]:
     """Runs, newest first, read a page at a time."""
     before: str | None = None
@@ -404,7 +457,13 @@ def _describe_undoing(node: NodeRow | None) -> str | None:
 
 
 def _to_error(row: RunRow) -> RunError | None:
-    return None if row.error is None else RunError(**row.error)
+    return None if row.error is None else _read_error(row.error)
+
+
+def _read_error(stored: Mapping[str, Any], **place: Any) -> RunError:
+    """An error as some release of this package stored it."""
+    known = {one.name: stored[one.name] for one in fields(RunError) if one.name in stored}
+    return RunError(**{**known, **place})
 
 
 def _seconds(micros: int | None) -> float | None:

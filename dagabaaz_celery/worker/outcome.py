@@ -1,5 +1,6 @@
 """How attempts end: the one handler behind the plugin wrapper and behind Celery's signals."""
 
+import json
 import logging
 import mmap
 import random
@@ -8,12 +9,13 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from celery.exceptions import Ignore, Reject
 from celery.worker import state as worker_state
 
 from dagabaaz_celery.constants import TaskStatus
+from dagabaaz_celery.json_door import check_json
 from dagabaaz_celery.stores.sql.engine import CommitUnanswered, describe_outage, is_outage
 from dagabaaz_celery.stores.sql.records import Aftermath, NewArtifact, ResultShape, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
@@ -28,6 +30,8 @@ _UNKNOWN_GRACE = 600.0
 _MAX_TRACEBACK_CHARS = 20_000
 _MAX_MESSAGE_CHARS = 4_000
 _MAX_TYPE_CHARS = 200
+_MAX_ARGS_BYTES = 4_000
+_MAX_ARGS_DEPTH = 8
 #: Looked at beyond those bounds, so that no part of a secret is left where a text is cut.
 _MARGIN_CHARS = 10_000
 
@@ -117,7 +121,10 @@ def describe_deadline(timeout: float) -> TaskError:
 
 
 def describe_error(error: BaseException, redact: Callable[[str], str] = str) -> TaskError:
-    """Type, message and traceback of an exception, each within bounds; ``redact`` takes the secrets out of them."""
+    """What is kept of an exception, all of it within bounds; ``redact`` takes the secrets out of its texts.
+
+    Arguments in which a secret shows are not kept at all.
+    """
     message = redact(_read_message(error)[: _MAX_MESSAGE_CHARS + _MARGIN_CHARS])[:_MAX_MESSAGE_CHARS]
     text = _format_traceback(error)
     if len(text) > _MAX_TRACEBACK_CHARS:
@@ -126,7 +133,15 @@ def describe_error(error: BaseException, redact: Callable[[str], str] = str) -> 
         text = f"{head}\n... {len(text) - 2 * half} characters left out ...\n{tail}"
     else:
         text = redact(text)
-    return TaskError(type(error).__name__[:_MAX_TYPE_CHARS], message, text)
+    kind = type(error)
+    return TaskError(
+        type=kind.__name__[:_MAX_TYPE_CHARS],
+        message=message,
+        traceback=text,
+        module=str(kind.__module__)[:_MAX_TYPE_CHARS],
+        qualname=kind.__qualname__[:_MAX_TYPE_CHARS],
+        args=_read_args(error, redact),
+    )
 
 
 # An exception's own code is the user's: it must not cost the run its end.
@@ -144,6 +159,22 @@ def _format_traceback(error: BaseException) -> str:
         return "".join(traceback.format_exception(error))
     except Exception as second:
         return f"<no traceback: reading it raised {type(second).__name__}>"
+
+
+def _read_args(error: BaseException, redact: Callable[[str], str]) -> list[Any] | None:
+    """What the exception's class makes the same one of, as pickle would; None where that is not JSON."""
+    try:
+        made_of: Any = error.__reduce__()
+        if made_of[0] is not type(error):
+            return None
+        args = made_of[1]
+        text = check_json(list(args), "args", max_bytes=_MAX_ARGS_BYTES, max_depth=_MAX_ARGS_DEPTH)
+        kept: list[Any] = json.loads(text)
+        # Escapes would hide the end of a secret from who reads the JSON text alone.
+        is_safe = redact(text) == text and redact(str(args)) == str(args)
+        return kept if is_safe and kept == list(args) else None
+    except Exception:  # with args that its own code makes, it is described without
+        return None
 
 
 def explain_no_outcome(error: Ignore | Reject) -> TaskError:

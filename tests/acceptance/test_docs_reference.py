@@ -67,8 +67,8 @@ def test_every_error_is_listed_with_its_code_and_base():
 
 
 def test_a_runs_error_is_listed():
-    rows = [row[0].strip("`") for row in find_tables(REFERENCE / "errors.md", "Errors of a run")]
-    assert rows[: len(RunError.__dataclass_fields__)] == list(RunError.__dataclass_fields__)
+    names = read_names("errors.md", "Errors of a run")
+    assert names[: len(RunError.__dataclass_fields__)] == list(RunError.__dataclass_fields__)
 
 
 @pytest.mark.parametrize(

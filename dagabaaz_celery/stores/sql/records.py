@@ -142,11 +142,18 @@ def to_result(values: list[Any], shape: str | None) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TaskError:
-    """Why a task ended badly."""
+    """Why a task ended badly.
+
+    ``module`` and ``qualname`` say where an exception's class is defined, empty where there was no exception. ``args``
+    are what the class makes the same exception of; None where JSON cannot hold them, or they may not be kept.
+    """
 
     type: str
     message: str
     traceback: str = ""
+    module: str = ""
+    qualname: str = ""
+    args: list[Any] | None = field(default=None, hash=False)
 
 
 @dataclass(slots=True)
