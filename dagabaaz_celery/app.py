@@ -424,6 +424,11 @@ class Dagabaaz:
             raise RunInputError(format_problems(heading, problems), problems)
 
 
+def live_dagabaaz() -> list[Dagabaaz]:
+    """Every Dagabaaz of this process."""
+    return list(_all)
+
+
 class _Catalog:
     """An app's plugins as validation sees them."""
 

@@ -134,6 +134,15 @@ def test_every_member_of_the_app_object_and_of_a_run_is_listed():
     assert set(read_names("runs.md", "Run")) == public_names(Run) | {"id"}
 
 
+def test_every_member_of_actions_and_flows_is_listed():
+    from dagabaaz_celery.flow import DagaAction, DagaFlow
+
+    made_with_it = {"dag", "pipeline", "generations", "slugs"}
+    assert set(read_names("flows.md", "DagaFlow")) == public_names(DagaFlow) | made_with_it
+    made_with_it = {"is_decorator_action", "wrapped_func"}
+    assert set(read_names("flows.md", "DagaAction")) == public_names(DagaAction) | made_with_it
+
+
 @pytest.mark.parametrize("snapshot", [RunSnapshot, NodeSnapshot, TaskSnapshot])
 def test_every_field_of_a_snapshot_is_listed(snapshot: Any):
     assert set(read_names("runs.md", snapshot.__name__)) == set(snapshot.__dataclass_fields__)
