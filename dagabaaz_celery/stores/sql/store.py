@@ -584,9 +584,8 @@ class SqlStore:
         def batch(connection: Connection) -> bool:
             cancelled = self.rows.tasks.cancel_some(connection, owed.run_id, self.policy.cancel_batch, error, statuses)
             run = self.rows.runs.lock(connection, owed.run_id)
-            is_over = run is not None and run.status in RUN_TERMINAL_STATUSES and run.generation == owed.generation
             # What is open in a busy epilogue follows the run's end, and is no part of what ended.
-            if run is None or not is_over or run.epilogue in BUSY_EPILOGUES:
+            if run is None or run.status not in RUN_TERMINAL_STATUSES or run.epilogue in BUSY_EPILOGUES:
                 raise _NotOurs
             if cancelled is None:
                 return False
