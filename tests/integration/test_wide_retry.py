@@ -1,5 +1,6 @@
 """A wide run on real workers is retried: what completed does not run again, counted by bodies."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from tests import services
 from tests.integration.wide_plugins import declare_wide
 from tests.integration.worker_processes import open_site
 
-WIDTH = 1998  # with the source and the end: 2,000 tasks
-STORES = {"sqlite": None, "postgresql": services.postgres_url, "mariadb": services.mysql_url}
+#: With the source and the end, 2,000 tasks on each store; 500 on SQLite where time is short.
+IS_FULL = os.environ.get("DAGABAAZ_FAULTS") == "full"
+WIDTH = 1998 if IS_FULL else 498
+SERVERS = {"postgresql": services.postgres_url, "mariadb": services.mysql_url} if IS_FULL else {}
+STORES = {"sqlite": None, **SERVERS}
 
 
 def read_bodies(journal: Path) -> Counter[tuple[str, str]]:
@@ -24,7 +28,7 @@ def read_bodies(journal: Path) -> Counter[tuple[str, str]]:
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("name", STORES)
-def test_a_retry_of_2000_tasks_runs_no_completed_body_again(name: str, tmp_path: Path):
+def test_a_retry_of_a_wide_run_runs_no_completed_body_again(name: str, tmp_path: Path):
     url = STORES[name]
     settings = (
         {} if url is None else {"dagabaaz_store_url": url(), "dagabaaz_table_prefix": f"r{tmp_path.stat().st_ino}_"}
@@ -37,7 +41,7 @@ def test_a_retry_of_2000_tasks_runs_no_completed_body_again(name: str, tmp_path:
     ]
     with open_site(declare_wide, **settings) as site:
         site.start_worker()
-        # Given a run of 2,000 tasks, one of which failed
+        # Given a run of which one task failed
         bad.write_text(str(WIDTH // 2))
         run = site.dag.start(Pipeline("wide", nodes=nodes), {"journal": str(journal), "count": WIDTH})
         assert run.wait(120) == "failed"
