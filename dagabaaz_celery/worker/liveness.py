@@ -32,6 +32,8 @@ _ID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}
 
 #: Heartbeats that tell of a message after it came, so that every other worker reads one of them.
 _REPORTS = 3
+#: Heartbeats that follow each other quickly when a worker was lost, and the part of an interval between them.
+_HURRIED, _HURRY = 2, 0.5
 #: A heartbeat that comes later than so many intervals is a gap in the observer's own watch.
 _GAP_INTERVALS = 3
 
@@ -143,6 +145,8 @@ class Heart:
         self._deliveries = Deliveries(app)
         self._longest_gap = longest_gap(interval, dead_after)
         self._stop = threading.Event()
+        self._wake = threading.Event()
+        self._hurried = 0
         self._thread = threading.Thread(target=self._run, name="dagabaaz-heartbeat", daemon=True)
         self._last_beat = time.monotonic()
         self._steady_since = self._last_beat
@@ -156,6 +160,12 @@ class Heart:
     def ask_to_stop(self) -> None:
         """Have the thread end soon, without waiting for it."""
         self._stop.set()
+        self._wake.set()
+
+    def hurry(self) -> None:
+        """Beat at once, and once more soon: others wait for what this worker holds, as one was lost."""
+        self._hurried = _HURRIED
+        self._wake.set()
 
     def stop(self) -> None:
         """End the thread and withdraw the worker: its pool has ended."""
@@ -187,12 +197,19 @@ class Heart:
         return now - self._steady_since
 
     def _run(self) -> None:
-        while not self._stop.wait(self._interval):
+        while not self._is_over():
             try:
                 self.beat()
             except Exception as error:  # an outage, or a bug: the next beat is the answer to both
                 self._last_beat = -math.inf  # the watch is not steady before the next success
                 log_failure("a heartbeat", f"the next one follows in {self._interval:.1f} s", error)
+
+    def _is_over(self) -> bool:
+        """Wait until the next heartbeat is due; True when there is to be none."""
+        self._wake.wait(self._interval * _HURRY if 0 < self._hurried < _HURRIED else self._interval)
+        self._wake.clear()
+        self._hurried = max(self._hurried - 1, 0)
+        return self._stop.is_set()
 
     def announce(self) -> None:
         """Make the worker known, before it claims anything."""
@@ -229,6 +246,8 @@ class Watch:
         self._heart = heart
         self._dead_after = dead_after
         self._observed: dict[str, _Observed] = {}
+        #: Whether a worker was found dead by the last look, or was not there any more.
+        self.is_bereaved = False
 
     def find_dead(self, workers: list[WorkerRow], own_id: str) -> list[WorkerRow]:
         """Workers whose counter has stood still for ``dead_after`` seconds of steady watch."""
@@ -243,5 +262,6 @@ class Watch:
             observed[worker.id] = seen
             if worker.id != own_id and min(now - seen.since, watched) > self._dead_after:
                 dead.append(worker)
+        self.is_bereaved = bool(dead) or not self._observed.keys() <= observed.keys()
         self._observed = observed
         return dead

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 _BATCH = 500
 #: What a sweep does itself; callbacks have a thread of their own.
 _OWED = tuple(kind for kind in OWED_KINDS if kind != "callback")
+#: Rounds that follow each other quickly when a worker was lost, and the part of an interval between them.
+_HURRIED, _HURRY = 3, 0.5
 #: Seconds that a stopping worker waits for a callback to return.
 _CALLBACK_PATIENCE = 10.0
 
@@ -72,6 +74,7 @@ class Sweeper:
         #: Claims whose task was not found in the pool, and since when.
         self._missing: dict[tuple[str, str | None], float] = {}
         self._orphans: dict[str, str | None] = {}
+        self._hurried = 0
 
     def start(self) -> None:
         """Announce the worker, then sweep until stopped."""
@@ -139,8 +142,10 @@ class Sweeper:
 
     def _pause(self) -> float:
         """Until the next round, or until a delayed task is due."""
+        longest = self._interval * (_HURRY if self._hurried else 1)
+        self._hurried = max(self._hurried - 1, 0)
         due = self._store.seconds_to_next_due()
-        return self._interval if due is None else min(max(due, 0.01), self._interval)
+        return longest if due is None else min(max(due, 0.01), longest)
 
     def _make_handed_over_calls(self) -> None:
         for call in self._queue.take_all():
@@ -206,6 +211,9 @@ class Sweeper:
     def _look_after_workers(self) -> None:
         workers = self._store.list_workers()
         dead = self._watch.find_dead(workers, self._worker_id)
+        if self._watch.is_bereaved:
+            self._heart.hurry()
+            self._hurried = _HURRIED
         living = [worker for worker in workers if worker not in dead]
         for worker in dead:
             self._bury(worker)

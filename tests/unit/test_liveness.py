@@ -162,3 +162,29 @@ def test_what_is_held_can_be_told_while_celery_takes_more(monkeypatch: pytest.Mo
     monkeypatch.setattr(worker_state, "reserved_requests", BusySet(requests))
 
     assert held_attempt_ids() == {request.id for request in requests}
+
+
+def test_a_heart_that_is_to_hurry_beats_at_once():
+    store = Store()
+    heart = Heart(
+        Celery(set_as_current=False), store, "own", hostname="here", get_queues=list, interval=3600, dead_after=7200
+    )
+    heart.start()
+    try:
+        assert store.asked.empty()
+        heart.hurry()
+        store.asked.get(timeout=10)
+    finally:
+        store.answers.put(True)
+        heart.ask_to_stop()
+        heart.stop()
+
+
+def test_whoever_sees_another_worker_dead_or_gone_is_bereaved_until_the_next_look(beating: Beating):
+    watch = Watch(beating.heart, dead_after=DEAD_AFTER)
+    looks = []
+    for workers in ([OTHER], [OTHER], [], []):
+        watch.find_dead(workers, "own")
+        looks.append(watch.is_bereaved)
+
+    assert looks == [False, False, True, False]
