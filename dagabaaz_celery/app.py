@@ -411,12 +411,12 @@ class Dagabaaz:
         problems = []
         for node in definition.nodes:
             given = {**run_input, **dict.fromkeys(node.bindings)}
-            bodies = {node.plugin: given, node.rollback: {**given, "result": None}}
-            for name, task_input in {} if node.depends_on else bodies.items():
+            bodies = [(node.plugin, given, False), (node.rollback, {**given, "result": None}, True)]
+            for name, task_input, undoes in [] if node.depends_on else bodies:
                 plugin = self._find_plugin(name) if name else None
                 try:
                     if plugin is not None:
-                        plugin.parameters.select(task_input)
+                        plugin.parameters.select(task_input, undoes=undoes)
                 except TaskInputError as error:
                     problems.append(f"node {node.slug!r}: {error.message}")
         if problems:

@@ -56,9 +56,9 @@ class OutcomeHandler:
         """The body succeeded. False when the attempt was no longer current: its outcome was refused."""
         return self._record(work, "success", lambda: self._store.complete(work, artifacts, shape))
 
-    def fail(self, work: Work, error: TaskError) -> bool:
-        """The body failed."""
-        return self._record(work, "failure", lambda: self._store.fail(work, error))
+    def fail(self, work: Work, error: TaskError, *, began: bool = True) -> bool:
+        """The body failed, or could not begin."""
+        return self._record(work, "failure", lambda: self._store.fail(work, error, began=began))
 
     def cancel(self, work: Work, error: TaskError) -> bool:
         """Somebody revoked the task in Celery, or it expired."""

@@ -64,16 +64,20 @@ class Parameters:
         """Whether the body names the list that an aggregate or grouped task receives."""
         return "artifacts" in self.names
 
-    def select(self, task_input: Mapping[str, Any]) -> dict[str, Any]:
+    def select(self, task_input: Mapping[str, Any], *, undoes: bool = False) -> dict[str, Any]:
         """What of a task's input the body takes, unchecked; raises TaskInputError naming every one that is missing.
 
         The sole value of an artifact (``{"value": 7}``) goes to the one parameter that lacks a value, else to the first
-        of a body that the input names no parameter of, as a positional argument would.
+        of a body that the input names no parameter of, as a positional argument would. To a body that ``undoes`` it
+        goes as if there were no ``result`` beside it.
         """
+        beside = ("result",) if undoes else ()
         given = {name: task_input[name] for name in self.names if name in task_input}
         rest = {name: value for name, value in task_input.items() if name not in self.names}
         missing = [name for name in self.names if name not in given and name not in self.defaults]
-        takers = missing if missing or given or self.takes_rest else self.names[:1]
+        is_named = any(name not in beside for name in given)
+        first = [name for name in self.names if name not in beside][:1]
+        takers = missing if missing or is_named or self.takes_rest else first
         if len(takers) == 1 and "value" in rest:
             given[takers[0]] = rest.pop("value")
             missing = []
@@ -88,7 +92,7 @@ class Parameters:
 
     def fill(self, task_input: Mapping[str, Any], context: PluginContext) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Positional and keyword arguments for the body. Raises TaskInputError."""
-        checked = self.select(task_input)
+        checked = self.select(task_input, undoes=context.undoes)
         problems = []
         for name in self.names:
             if name in checked:

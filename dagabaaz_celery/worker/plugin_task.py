@@ -105,6 +105,7 @@ class _Execution:
         self._body = body
         self._attempt_id = str(plugin.task.request.id)
         self._secrets = Secrets(runtime.secret_resolver)
+        self._has_begun = False
 
     def run(self, header: dict[str, Any]) -> Any:
         """The body's plain result, for an explicit result backend; None where results are ignored."""
@@ -163,7 +164,7 @@ class _Execution:
 
     def _fail(self, work: Work, error: BaseException) -> bool:
         try:
-            return self._runtime.outcome.fail(work, self._describe(work, error))
+            return self._runtime.outcome.fail(work, self._describe(work, error), began=self._has_begun)
         except Exception as outage:
             if is_outage(outage):
                 raise self._give_back(outage) from outage
@@ -218,6 +219,7 @@ class _Execution:
         context = self._build_context(claimed.work, door)
         task_input = self._secrets.fill(self._node_of(claimed.work), claimed.input)
         args, kwargs = self._plugin.parameters.fill(task_input, context)
+        self._has_begun = True
         return self._body(*args, **kwargs)
 
     def _node_of(self, work: Work) -> DagNode:

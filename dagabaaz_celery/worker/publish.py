@@ -10,6 +10,7 @@ from celery import Celery
 
 from dagabaaz_celery.errors import SecretExposed
 from dagabaaz_celery.json_door import check_json
+from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.secret_references import resolve_references
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import Dispatch, TaskError
@@ -226,7 +227,10 @@ class Publisher:
         plugin = self._registry.find_task(self._app, definition.task_name_of(dispatch.node_index))
         node = definition.node_of(dispatch.node_index)
         task_input = {**claimed.input, **resolve_references(node.bindings, _refuse_secret)}
-        given = task_input if plugin is None else plugin.parameters.select(task_input)
+        undoes = dispatch.node_index < 0
+        if undoes:
+            task_input["result"] = _to_plain(task_input["result"])
+        given = task_input if plugin is None else plugin.parameters.select(task_input, undoes=undoes)
         check_json(
             given,
             f"the input of node {node.slug!r}, which travels in its message",
@@ -270,6 +274,13 @@ def _time_limits(timeout: float | None, task: Any) -> dict[str, float]:
 def _name(entity: Any) -> str:
     """Of a queue or an exchange in a task's options."""
     return "" if entity is None else str(getattr(entity, "name", entity))
+
+
+def _to_plain(result: Any) -> Any:
+    """A task's result as a message can hold it: files as an aggregate gets them."""
+    if isinstance(result, list):
+        return [_to_plain(value) for value in result]
+    return result.to_input_dict() if isinstance(result, TaskArtifact) else result
 
 
 def _refuse_secret(name: str) -> str:

@@ -4,6 +4,7 @@ The documented patterns, retries and failures run eagerly in the tests that have
 """
 
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from celery import Task
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.context import PluginContext
 from dagabaaz_celery.errors import WaitRefused
+from dagabaaz_celery.models import TaskArtifact
 from tests.integration.celery_support import node, start, statuses
 
 
@@ -186,3 +188,67 @@ def test_what_is_not_run_as_a_node_is_eager_as_ever(eager: Dagabaaz):
         return a + b
 
     assert eager.app.tasks[eager.find_plugin("add").task_name].delay(1, 2).get() == 3  # type: ignore[union-attr]
+
+
+def test_a_task_whose_input_cannot_be_made_does_not_keep_others_from_being_undone(eager: Dagabaaz):
+    undone: list[str] = []
+
+    @eager.plugin
+    def reserve() -> dict[str, int]:
+        return {"seat": 1}
+
+    @eager.plugin
+    def release(result: dict[str, int] | None) -> None:
+        undone.append("reserve")
+
+    @eager.plugin
+    def charge(seat: int, amount: int) -> None: ...
+
+    @eager.plugin
+    def refund(seat: int, amount: int) -> None:
+        undone.append("charge")
+
+    run = start(eager, node("reserve", rollback="release"), node("charge", "reserve", rollback="refund"))
+    assert (run.status, run.error.type) == ("failed", "TaskInputError")
+    assert (run.rollback_status, undone) == ("done", ["reserve"])
+
+
+def test_what_undoes_a_task_gets_its_sole_value_as_the_task_did(eager: Dagabaaz):
+    seen: list[tuple[str, int]] = []
+
+    @eager.plugin
+    def make() -> int:
+        return 5
+
+    @eager.plugin
+    def pay(amount: int = 0) -> None:
+        seen.append(("pay", amount))
+        raise ValueError("no")
+
+    @eager.plugin
+    def unpay(result: None = None, amount: int = 0) -> None:
+        seen.append(("unpay", amount))
+
+    run = start(eager, node("make"), node("pay", "make", rollback="unpay"))
+    assert (run.rollback_status, seen) == ("done", [("pay", 5), ("unpay", 5)])
+
+
+def test_a_plain_task_can_undo_one_that_made_files(eager: Dagabaaz, tmp_path: Path):
+    (tmp_path / "a.txt").write_text("a")
+    seen: list[Any] = []
+
+    @eager.plugin
+    def make() -> list[TaskArtifact]:
+        return [TaskArtifact(file_path=str(tmp_path / "a.txt"))]
+
+    @eager.plugin
+    def boom() -> None:
+        raise ValueError("no")
+
+    @eager.app.task(name="legacy.remove")
+    def remove(result: list[dict[str, Any]]) -> None:
+        seen.extend(result)
+
+    run = start(eager, node("make", rollback="legacy.remove"), node("boom", "make"))
+    assert (run.status, run.rollback_status) == ("failed", "done")
+    assert [file["file_path"] for file in seen] == [str(tmp_path / "a.txt")]

@@ -394,10 +394,13 @@ class SqlStore:
         transaction.flush()
         return transaction.aftermath
 
-    def fail(self, work: Work, error: TaskError, status: TaskStatus = TaskStatus.FAILED) -> Aftermath | None:
+    def fail(
+        self, work: Work, error: TaskError, status: TaskStatus = TaskStatus.FAILED, *, began: bool = True
+    ) -> Aftermath | None:
         """Record a failure (or CRASHED, or CANCELLED) and end the run; None when the attempt lost its guard.
 
-        The run goes on where the node's policy says so, and always from a task that runs after its end.
+        The run goes on where the node's policy says so, and always from a task that runs after its end. ``began``: the
+        body was called, so that it may have done what is to be undone.
         """
         attempt = work.attempt
         definition = self.definition_of(work.definition_hash).definition
@@ -408,7 +411,7 @@ class SqlStore:
             status = TaskStatus.FAILED  # also where it was revoked: only so it counts at the barrier
 
         def transition(connection: Connection) -> Aftermath | None:
-            if not self.rows.tasks.try_end(connection, attempt, status, json.dumps(asdict(error))):
+            if not self.rows.tasks.try_end(connection, attempt, status, json.dumps(asdict(error)), began=began):
                 return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, status))
             if is_after_end or is_tolerated:
                 return self._count_done(connection, work)

@@ -247,7 +247,7 @@ class TaskRows:
                 retries=bindparam("b_retries"),
                 claim_token=None,
                 worker_id=None,
-                claimed_at=None,
+                # ``claimed_at`` stays: the attempt keeps its id, and its body did begin.
                 lease_until=now() + bindparam("b_lease"),
             )
         )
@@ -297,6 +297,7 @@ class TaskRows:
         }
         self._complete = _guarded(update(task).values(**completed), fenced, unfenced)
         self._end = _guarded(update(task).values(**ended), fenced, unfenced)
+        self._end_unbegun = _guarded(update(task).values(**ended, claimed_at=None), fenced, unfenced)
         self._supersede = _guarded(update(task).values(**superseded), fenced, unfenced)
         del superseded["attempt_id"]
         self._superseding = update(task).values(**superseded)
@@ -543,9 +544,15 @@ class TaskRows:
         """Complete the current attempt; True if this call did."""
         return self._guard(connection, self._complete, attempt, b_shape=shape)
 
-    def try_end(self, connection: Connection, attempt: Attempt, status: TaskStatus, error: str) -> bool:
-        """End the current attempt as failed, crashed or cancelled; True if this call did. ``error`` is JSON text."""
-        return self._guard(connection, self._end, attempt, b_status=status.value, b_error=error)
+    def try_end(
+        self, connection: Connection, attempt: Attempt, status: TaskStatus, error: str, *, began: bool = True
+    ) -> bool:
+        """End the current attempt as failed, crashed or cancelled; True if this call did. ``error`` is JSON text.
+
+        Without ``began`` it was claimed in vain, and nothing of it is to be undone.
+        """
+        statements = self._end if began else self._end_unbegun
+        return self._guard(connection, statements, attempt, b_status=status.value, b_error=error)
 
     def is_recorded(self, connection: Connection, attempt: Attempt, status: TaskStatus) -> bool:
         """Whether this very claim already ended so: a repeat after a lost answer."""
