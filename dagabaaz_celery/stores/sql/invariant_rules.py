@@ -238,7 +238,10 @@ def _rules_on_owed(tables: Tables) -> list[Rule]:
         Rule(
             "is in its epilogue ({epilogue}) with nothing open",
             select(run.c.id.label("run_id"), run.c.epilogue).where(
-                run.c.id.in_(bindparam("b_runs", expanding=True)), is_busy, not_(exists().where(is_open))
+                run.c.id.in_(bindparam("b_runs", expanding=True)),
+                is_busy,
+                not_(exists().where(is_open)),
+                not_(is_owed("launch", owed.c.node_index < 0)),  # the rest of a wide rollback
             ),
         ),
         Rule(
@@ -248,7 +251,8 @@ def _rules_on_owed(tables: Tables) -> list[Rule]:
             .where(
                 in_runs(node),
                 node.c.status == "launching",
-                or_(run.c.status == "running", is_busy),
+                # What the run's end cut short is launched by nobody: a retry goes on with it.
+                or_(run.c.status == "running", and_(is_busy, node.c.node_index < 0)),
                 not_(is_owed("launch", owed.c.node_index == node.c.node_index)),
             ),
         ),

@@ -107,6 +107,7 @@ class _BatchCheck:
         if wrong := [run_id for run_id in run_ids if not is_id(run_id)]:
             raise UnknownRun(f"{wrong[0]!r} is no run id, so that no run can have it.")
         self._connection = connection
+        self._tasks = store.rows.tasks
         self._key = {"b_runs": list(run_ids)}
         self._queries = _build_queries(store.tables)
         self._runs = {row.id: row for row in self._all(self._queries.runs)}
@@ -164,15 +165,34 @@ class _BatchCheck:
             yield f"has {len(nodes)} node rows of {run.nodes_total}"
         if run.status not in RUN_TERMINAL_STATUSES and (run.epilogue is not None or run.rollback_status != "none"):
             yield f"is {run.status}, and its rollback {run.rollback_status} (epilogue: {run.epilogue})"
-        undone = {node.status for index, node in self._nodes[run.id].items() if index < 0}
-        if run.rollback_status == "done" and undone - {"completed"}:
-            yield f"was undone, and nodes are {', '.join(sorted(undone))}"
+        yield from self._check_rollback(run)
         if run.nodes_done != closed:
             yield f"counts {run.nodes_done} nodes as done, and {closed} are closed"
         if (run.ended_at is not None) != (run.status in RUN_TERMINAL_STATUSES):
             yield f"is {run.status} and its end is {run.ended_at}"
         if run.status == RunStatus.COMPLETED and closed != run.nodes_total:
             yield f"is completed with {closed} of {run.nodes_total} nodes closed"
+
+    def _check_rollback(self, run: Any) -> Iterator[str]:
+        is_at_work = run.rollback_status == "running"
+        if run.epilogue not in (("waiting", "rollback") if is_at_work else (None, "waiting", "finalisers")):
+            yield f"has a rollback that is {run.rollback_status}, and its epilogue is {run.epilogue}"
+        undoing = {~index: node for index, node in self._nodes[run.id].items() if index < 0}
+        statuses = {node.status for node in undoing.values()}
+        if run.rollback_status == "done" and statuses - {"completed"}:
+            yield f"was undone, and nodes are {', '.join(sorted(statuses))}"
+        if run.rollback_status == "failed" and "failed" not in statuses:
+            yield "could not be undone, and of no node this is said"
+        definition = self._definitions[run.id]
+        is_planned = run.rollback_status != "none" and run.epilogue != "waiting"
+        if not is_planned and undoing:
+            yield f"is not being undone, and nodes are {', '.join(sorted(statuses))}"
+        elif is_planned and definition is not None:
+            begun = self._tasks.count_begun(self._connection, run.id, sorted(definition.definition.undoable))
+            for index in sorted({*begun, *undoing}):
+                count, total = begun.get(index, 0), undoing[index].tasks_total if index in undoing else 0
+                if count != total:
+                    yield f"undoes {total} tasks of node {self._slug(run.id, index)!r}, and {count} began"
 
     def _check_nodes(self, run_id: str) -> Iterator[str]:
         nodes = self._nodes[run_id]
