@@ -158,7 +158,7 @@ class Runtime:
             self._finish_launch(owed)
         elif owed.kind == "cancel":
             cancelled = self.store.cancel_rest(owed)
-            self._revoke([*cancelled, *(self.store.find_running(owed.run_id) if terminate else ())], terminate)
+            self._revoke([*cancelled, *(self.store.find_outlasting(owed) if terminate else ())], terminate)
         elif owed.kind == "epilogue":
             self.settle(self.store.follow_end(owed))
         elif self.app.conf.task_always_eager or (self.is_worker and not self._has_sweep):

@@ -600,10 +600,10 @@ class SqlStore:
                 pass
         return running
 
-    def find_running(self, run_id: str) -> list[str]:
-        """The attempt ids of a run's bodies that are at work."""
+    def find_outlasting(self, owed: Owed) -> list[str]:
+        """The attempt ids of bodies that are at work although their run has ended; not of what follows that end."""
         with self.read() as connection:
-            return self.rows.tasks.find_running(connection, run_id)
+            return self.rows.tasks.find_outlasting(connection, owed.run_id, owed.generation)
 
     def continue_launch(self, owed: Owed) -> Aftermath:
         """Make the next batch of a wide launch; deletes what was owed when it was the last, or the run has ended."""

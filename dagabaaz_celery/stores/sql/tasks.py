@@ -32,7 +32,7 @@ from sqlalchemy import (
     update,
 )
 
-from dagabaaz_celery.constants import RunStatus, TaskStatus
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
 from dagabaaz_celery.stores.sql.engine import now, read_by_index
 from dagabaaz_celery.stores.sql.records import Attempt, Dispatch, Published, TaskError
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, Id, Tables
@@ -83,7 +83,18 @@ class TaskRows:
         self._some_open: dict[tuple[TaskStatus, ...], CompoundSelect[Any]] = {
             statuses: self._select_some(statuses) for statuses in (OPEN_TASK_STATUSES, UNCLAIMED)
         }
-        self._running_of = select(task.c.attempt_id).where(by_run, task.c.status == TaskStatus.RUNNING)
+        run = tables.run
+        self._running_of = (
+            select(task.c.attempt_id)
+            .join(run, run.c.id == task.c.run_id)
+            .where(
+                by_run,
+                task.c.status == TaskStatus.RUNNING,
+                run.c.generation == bindparam("b_generation"),
+                run.c.status.in_(tuple(RUN_TERMINAL_STATUSES)),
+                func.coalesce(run.c.epilogue, "").not_in(BUSY_EPILOGUES),
+            )
+        )
         self._cancel = (
             update(task)
             .where(*among_open)
@@ -835,9 +846,13 @@ class TaskRows:
 
     # -- undoing and deadlines
 
-    def find_running(self, connection: Connection, run_id: str) -> list[str]:
-        """The attempts of a run that are claimed and have not ended."""
-        return list(connection.execute(self._running_of, {"b_run": run_id}).scalars())
+    def find_outlasting(self, connection: Connection, run_id: str, generation: int) -> list[str]:
+        """The attempts of a run that ended in this generation that are at work all the same.
+
+        Not those that undo it, nor finalisers'.
+        """
+        key = {"b_run": run_id, "b_generation": generation}
+        return list(connection.execute(self._running_of, key).scalars())
 
     def has_open(self, connection: Connection, run_id: str) -> bool:
         """Whether the run has a task that has not ended; nothing is locked."""
