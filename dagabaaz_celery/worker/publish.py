@@ -14,7 +14,7 @@ from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.secret_references import resolve_references
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import Dispatch, TaskError
-from dagabaaz_celery.stores.sql.store import SqlStore
+from dagabaaz_celery.stores.sql.store import KILL_AFTER, SqlStore
 from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker, Link, Refused, Target
 from dagabaaz_celery.worker.forks import fork_gate
 from dagabaaz_celery.worker.registry import PluginRegistry
@@ -35,9 +35,6 @@ _BATCH = 200
 _REFUSED_PAUSE = 30.0
 #: Messages of a batch that one target may refuse before the others for it are not tried.
 _MAX_REFUSALS = 3
-
-#: Seconds that a body has to end once it was told that its time is over; then a prefork pool kills its process.
-_KILL_AFTER = 5.0
 
 FailTask = Callable[[str, TaskError], object]
 
@@ -177,7 +174,7 @@ class Publisher:
             "retries": dispatch.retries,
             "countdown": dispatch.delay + _CLOCK_MARGIN if dispatch.delay else None,
             "argsrepr": "()",
-            "kwargsrepr": repr({"run": dispatch.run_id, "node": definition.nodes[dispatch.node_index].slug}),
+            "kwargsrepr": repr({"run": dispatch.run_id, "node": definition.node_of(dispatch.node_index).slug}),
             "add_to_parent": False,
             "serializer": "json",  # whatever the app sends its own messages as
             **_OUR_OPTIONS,
@@ -267,7 +264,7 @@ def _time_limits(timeout: float | None, task: Any) -> dict[str, float]:
     """
     if timeout is None:
         return {}
-    wanted = {"soft_time_limit": timeout, "time_limit": timeout + _KILL_AFTER}
+    wanted = {"soft_time_limit": timeout, "time_limit": timeout + KILL_AFTER}
     return {name: min(limit, getattr(task, name, None) or limit) for name, limit in wanted.items()}
 
 

@@ -1,6 +1,7 @@
 """What follows a run's end (undoing, finalisers), how failures that a node tolerates go on, deadlines, and retries."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import pytest
@@ -392,6 +393,123 @@ def test_a_retry_is_refused_while_the_run_is_undone_and_afterwards_does_again_wh
     world.check()
 
 
+def test_a_body_that_celery_is_to_retry_has_begun_and_is_undone(world: World):
+    world.start(node("a", rollback=True), node("b"))
+    a, b = world.claim_next(), world.claim_next()
+    world.store.lend_to_celery(a.work.attempt.attempt_id, delay=3.0, retries=1)
+
+    world.settle(world.store.fail(b.work, BOOM))
+
+    assert world.work_off() == ["-a.0"]
+    assert world.rollback_status == "done"
+
+
+def test_a_body_that_could_not_begin_is_not_undone(world: World):
+    world.start(node("a", rollback=True), node("b", "a", rollback=True))
+    world.settle(world.store.complete(world.claim_next().work, records(1), "one"))
+
+    world.settle(world.store.fail(world.claim_next().work, BOOM, began=False))
+
+    assert world.work_off() == ["-a.0"]
+    assert world.rollback_status == "done"
+    world.check()
+
+
+def test_in_the_middle_of_a_wide_rollback_nothing_contradicts_itself(world: World):
+    world.start(node("a"), node("b", "a", rollback=True), node("c", "a"), node("d", "b", fan_mode=FanMode.AGGREGATE))
+    cut_short = world.store.complete(world.claim_next().work, records(8), "many")
+    launches, cut_short.owed = {owed.node_index: owed for owed in cut_short.owed}, []
+    world.settle(cut_short)
+    world.settle(Aftermath(owed=[launches[1]]))
+    while len(world.queue) > 1:
+        claimed = world.claim_next()
+        emitted = (records(1), "one") if world.name(claimed.work) != "c.0" else ((), "none")
+        world.settle(world.store.complete(claimed.work, *emitted))
+    last = world.claim_next()
+    ended = {owed.kind: owed for owed in world.store.fail(last.work, BOOM).owed}
+    world.store.cancel_rest(ended["cancel"])
+    world.store.continue_launch(launches[2])  # which gives it up, as the run has ended
+
+    begun = world.store.follow_end(ended["epilogue"])
+    [rest], begun.owed = begun.owed, []  # whoever is to go on with it is killed
+    world.settle(begun)
+
+    assert world.work_off() == [f"-b.{n}" for n in range(3)]
+    assert find_violations(world.store, [world.run_id]) == []
+    world.settle(Aftermath(owed=[rest, ended["callback"]]))
+    assert world.work_off() == [f"-b.{n}" for n in range(3, 8)]
+    assert world.rollback_status == "done"
+    world.check()
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"rollback_status": "running"}, "has a rollback that is running, and its epilogue is None"),
+        ({"rollback_status": "failed"}, "could not be undone, and of no node this is said"),
+        ({"rollback_status": "none"}, "is not being undone, and nodes are completed"),
+    ],
+)
+def test_a_rollback_that_contradicts_its_nodes_is_named(world: World, values: dict[str, str], sentence: str):
+    chain(world)
+    world.work_off(fail=("ship.0",))
+
+    run = world.store.tables.run
+    with world.store.database.write() as connection:
+        connection.execute(update(run).where(run.c.id == world.run_id).values(values))
+
+    assert find_violations(world.store, [world.run_id]) == [f"run {world.run_id}: {sentence}"]
+
+
+def test_a_task_that_began_and_is_forgotten_by_the_rollback_is_named(world: World):
+    chain(world)
+    world.work_off(fail=("ship.0",))
+
+    task, node_ = world.store.tables.task, world.store.tables.node
+    with world.store.database.write() as connection:
+        for table in (task, node_):
+            connection.execute(table.delete().where(table.c.run_id == world.run_id, table.c.node_index == ~1))
+
+    assert find_violations(world.store, [world.run_id]) == [
+        f"run {world.run_id}: undoes 0 tasks of node 'charge', and 1 began"
+    ]
+
+
+def test_who_tries_a_rollback_again_waits_for_tasks_before_holding_the_run(world: World):
+    if world.store.database.engine.dialect.name == "sqlite":
+        pytest.skip("whoever writes there holds everything")
+    chain(world)
+    world.work_off(fail=("ship.0", "-ship.0"))
+    task, run = world.store.tables.task, world.store.tables.run
+    held = task.select().where(task.c.run_id == world.run_id, task.c.node_index < 0).with_for_update()
+    free = run.select().where(run.c.id == world.run_id).with_for_update(nowait=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        with world.store.database.write() as connection:
+            assert connection.execute(held).all()
+            tried = pool.submit(world.store.roll_back, world.run_id)
+            assert wait([tried], timeout=0.5).not_done
+            assert connection.execute(free).one().rollback_status == "failed"
+        world.settle(tried.result(timeout=20))
+
+    assert world.work_off() == ["-ship.0", "-charge.0", "-reserve.0"]
+
+
+def test_what_follows_the_end_of_a_cancelled_run_is_not_among_what_its_cancellation_may_terminate(world: World):
+    world.start(node("a", rollback=True), node("b", rollback=True))
+    a = world.claim_next()
+    ended = {owed.kind: owed for owed in world.store.cancel(world.run_id, "enough").owed}
+    world.store.cancel_rest(ended["cancel"])
+    assert world.store.find_outlasting(ended["cancel"]) == [a.work.attempt.attempt_id]
+    world.settle(world.store.complete(a.work, records(1), "one"))
+
+    assert world.claim_next() is None  # of b
+    undoing = world.claim_next()
+
+    assert undoing.work.attempt.node_index < 0
+    assert world.store.find_outlasting(ended["cancel"]) == []
+
+
 # -- finalisers
 
 
@@ -535,6 +653,21 @@ def test_a_task_that_runs_longer_than_its_node_allows_is_overdue(world: World):
     assert world.status == RunStatus.FAILED
     assert world.store.complete(work, (), "none") is None
     world.check()
+
+
+def test_where_a_run_is_undone_a_pool_has_the_time_to_end_the_body_first(world: World):
+    world.start(node("a", timeout=10.0, rollback=True))
+    work = world.claim_next().work
+    task = world.store.tables.task
+
+    def find(micros: int) -> list[str]:
+        with world.store.database.write() as connection:
+            late = update(task).where(task.c.run_id == world.run_id).values(claimed_at=now() - micros)
+            connection.execute(late)
+        return [found.attempt.attempt_id for found, _ in world.store.find_overdue_tasks(10)]
+
+    assert work.attempt.attempt_id not in find(15_500_000)
+    assert work.attempt.attempt_id in find(16_500_000)
 
 
 def test_a_run_that_takes_longer_than_it_may_fails(world: World):

@@ -18,7 +18,7 @@ from dagabaaz_celery.constants import (
     RunStatus,
     TaskStatus,
 )
-from dagabaaz_celery.errors import KeyConflict, RunStateError, UnknownRun
+from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, UnknownRun
 from dagabaaz_celery.filter import assign_origin
 from dagabaaz_celery.json_door import find_problem_in_text
 from dagabaaz_celery.models import TaskArtifact
@@ -54,6 +54,8 @@ from dagabaaz_celery.task_input import build_task_input, resolve_task_bindings
 logger = logging.getLogger(__name__)
 #: Seconds that a body is given to end by itself when its time is over: Celery's own soft limit comes first.
 OVERDUE_GRACE = 1.0
+#: Seconds that it has after Celery's soft limit; then a prefork pool kills its process.
+KILL_AFTER = 5.0
 T = TypeVar("T")
 
 # The store records a run's end with its callback; nothing is called inside a transaction.
@@ -669,6 +671,9 @@ class SqlStore:
 
         def work(connection: Connection) -> Aftermath:
             transaction = self.transaction(connection, run_id)
+            if self.require_run(connection, run_id).rollback_status == "failed":
+                self.rows.tasks.lock_of_run(connection, run_id)  # some get another attempt: the run's lock comes last
+                self.rows.nodes.lock_all(connection, run_id)
             if after is not None and transaction.run.rollback_status != after:
                 return Aftermath()
             epilogue.start_rollback(transaction)
@@ -680,11 +685,25 @@ class SqlStore:
     # -- deadlines
 
     def find_overdue_tasks(self, limit: int) -> list[tuple[Work, float]]:
-        """Running attempts whose node's timeout is over, each with that timeout in seconds."""
+        """Running attempts whose node's timeout is over, each with that timeout in seconds.
+
+        Where runs are undone, a pool that can end bodies is given the time for it: nothing is undone beside them.
+        """
+        grace = int(OVERDUE_GRACE * MICROSECONDS)
         with self.read() as connection:
-            grace = int(OVERDUE_GRACE * MICROSECONDS)
             found = self.rows.tasks.find_overdue(connection, grace=grace, limit=limit)
-        return [(Work(attempt, digest, None), timeout / MICROSECONDS) for attempt, digest, timeout in found]
+            last = self.rows.tasks.read_clock(connection) - grace - int(KILL_AFTER * MICROSECONDS) if found else 0
+            return [
+                (Work(attempt, digest, None), timeout / MICROSECONDS)
+                for attempt, digest, timeout in found
+                if (attempt.claimed_at or 0) + timeout <= last or not self._may_be_undone(connection, digest)
+            ]
+
+    def _may_be_undone(self, connection: Connection, digest: str) -> bool:
+        try:
+            return bool(self.definitions.get(connection, digest).definition.undoable)
+        except StoreError:  # it was deleted: others that are overdue are found all the same
+            return False
 
     def find_overdue_runs(self, limit: int) -> list[str]:
         """Open runs that have had their time."""
