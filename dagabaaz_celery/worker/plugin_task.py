@@ -171,7 +171,8 @@ class _Execution:
             raise
 
     def _describe(self, work: Work, error: BaseException) -> TaskError:
-        timeout = self._node_of(work).timeout
+        definition = self._runtime.store.definition_of(work.definition_hash).definition
+        timeout = definition.timeout_of(work.attempt.node_index)
         if timeout is not None and isinstance(error, SoftTimeLimitExceeded):
             return describe_deadline(timeout)
         return describe_error(error, self._secrets.redact)

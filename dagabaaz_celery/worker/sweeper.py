@@ -152,12 +152,17 @@ class Sweeper:
             self._do_alone("what Celery signalled", call)
 
     def _do_owed(self) -> None:
+        seen: set[str] = set()
         while not self._stop.is_set() and (owed_now := self._store.lease_owed(_BATCH, _OWED)):
+            is_again = seen.issuperset(owed.id for owed in owed_now)
+            seen.update(owed.id for owed in owed_now)
             for owed in owed_now:
                 self._do_alone(
                     f"the {owed.kind} of run {owed.run_id}",
                     lambda owed=owed: self._runtime.do_owed(owed),  # type: ignore[misc]
                 )
+            if is_again:  # runs that wait for their last bodies are due again and again: the rest of the sweep is, too
+                break
         self._callbacks.look()
 
     def _enforce_deadlines(self) -> None:
