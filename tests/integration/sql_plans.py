@@ -150,6 +150,18 @@ def fill(store: SqlStore, size: int) -> Crowd:
         metadata="'{}'",
         origin_artifact_id=filler.id("n"),
     )
+    filler.insert(
+        "attempt",
+        size,
+        attempt_id=filler.id(f"{10**9} + n"),
+        task_id=filler.id("n"),
+        run_id=run_of_task,
+        number="1",
+        status="'running'",
+        claimed_at="n",
+        ended_at="n",
+        reason="'{}'",
+    )
     crowd = Crowd(size, *(start(store, *nodes).run.id for _ in range(4)))
     queued = {"queue": "'work'", "queued_at": "n + 1", "lease_until": "2"}
     for run_id, columns in (

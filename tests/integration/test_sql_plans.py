@@ -40,7 +40,8 @@ class Place:
         """Rows that the act's statements read; none may read all of a table that grows with the runs."""
         tables, readings = self.store.tables, observe(self.store, act)
         for reading in readings:
-            large = {table.name for table in (tables.task, tables.run, tables.tag, tables.node, tables.artifact)}
+            growing = (tables.task, tables.run, tables.tag, tables.node, tables.artifact, tables.attempt)
+            large = {table.name for table in growing}
             assert not large & set(reading.scanned), reading
         return sum(reading.rows for reading in readings)
 
@@ -75,6 +76,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         lambda store: store.list_workers(),
         lambda store: store.count_queued_among("work", [new_id() for _ in range(100)]),
         lambda store: store.find_published([new_id() for _ in range(100)]),
+        lambda store: store.find_overdue_tasks(500),
+        lambda store: store.find_overdue_runs(500),
     ],
     ids=[
         "next due",
@@ -85,6 +88,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "workers",
         "queued among held",
         "published of those",
+        "overdue tasks",
+        "overdue runs",
     ],
 )
 def test_a_sweep_reads_no_task_that_it_does_not_ask_for(place: Place, ask: Callable[[SqlStore], object]):
@@ -174,6 +179,21 @@ def test_a_run_begins_goes_on_and_ends_without_reading_another(place: Place):
     assert place.read(lambda: store.retry(run_id)) < 2 * ONE
     assert place.read(lambda: store.reconcile(run_id)) < ONE
     assert place.read(lambda: (store.get_run(run_id), store.get_nodes(run_id))) < ONE
+
+
+def test_undoing_a_wide_node_reads_a_batch_of_its_tasks_and_nothing_of_others_history(place: Place):
+    rows, run_id = place.store.rows.tasks, place.crowd.paused
+
+    def list_batch() -> None:
+        with place.store.read() as connection:
+            assert len(rows.list_begun(connection, run_id, 1, after=100, limit=1000)) == 1000
+
+    def count_all() -> None:
+        with place.store.read() as connection:
+            assert rows.count_begun(connection, run_id, [0, 1]) == {1: place.crowd.tenth}
+
+    assert place.read(list_batch) < BATCH
+    assert place.read(count_all) < 5 * place.crowd.tenth
 
 
 def test_cancelling_a_wide_run_reads_each_open_task_a_few_times(place: Place):

@@ -176,10 +176,16 @@ class TaskRows:
 
     def _build_undoing(self, by_run: ColumnElement[bool]) -> None:
         task, history = self._tables.task, self._tables.attempt
-        began_before = exists().where(
-            history.c.run_id == task.c.run_id, history.c.task_id == task.c.id, history.c.claimed_at.is_not(None)
+        # Of EXISTS MariaDB makes a table of all attempts that ever were.
+        began_before = (
+            select(history.c.attempt_id)
+            .where(history.c.run_id == task.c.run_id, history.c.task_id == task.c.id, history.c.claimed_at.is_not(None))
+            .limit(1)
+            .correlate(task)
+            .scalar_subquery()
         )
-        begun = or_(task.c.claimed_at.is_not(None), task.c.status == TaskStatus.COMPLETED, began_before)
+        is_begun = (task.c.claimed_at.is_not(None), task.c.status == TaskStatus.COMPLETED, began_before.is_not(None))
+        begun = or_(*is_begun)
         self._count_begun = (
             select(task.c.node_index, func.count())
             .where(by_run, task.c.node_index.in_(bindparam("b_nodes", expanding=True)), begun)
