@@ -5,7 +5,7 @@ import enum
 import inspect
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from markdown_pages import ROOT, find_blocks, find_tables
@@ -28,6 +28,7 @@ from dagabaaz_celery.pipeline import Pipeline
 from dagabaaz_celery.pipes import BUILTIN_PIPES, PIPE_ARITY
 from dagabaaz_celery.run import NodeSnapshot, Run, RunError, RunSnapshot, TaskSnapshot
 from dagabaaz_celery.settings import Settings
+from dagabaaz_celery.stores.sql.records import RollbackStatus
 from dagabaaz_celery.stores.sql.tables import NODE_STATUSES, build_tables
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -199,6 +200,7 @@ def test_every_state_is_listed():
     tasks = {row[0].strip("`"): row[2] == "yes" for row in find_tables(page, "Tasks")}
     assert tasks == {status: status in TASK_TERMINAL_STATUSES for status in TaskStatus}
     assert read_names("states.md", "Nodes") == list(NODE_STATUSES)
+    assert read_names("states.md", "Rollbacks") == list(get_args(RollbackStatus))
 
 
 @pytest.mark.parametrize("protocol", [store.DagStore, store.TaskInputStore, store.DagRetryStore])
