@@ -510,6 +510,31 @@ def test_what_follows_the_end_of_a_cancelled_run_is_not_among_what_its_cancellat
     assert world.store.find_outlasting(ended["cancel"]) == []
 
 
+def test_a_late_cancellation_of_an_older_generation_leaves_bodies_alone_that_are_waited_for(
+    world: World, monkeypatch: pytest.MonkeyPatch
+):
+    world.start(node("a", rollback=True), node("b", rollback=True))
+    a = world.claim_next()
+    ended = {owed.kind: owed for owed in world.store.fail(a.work, BOOM).owed}
+    world.settle(Aftermath(owed=list(ended.values())))
+    world.work_off()
+    world.settle(world.store.retry(world.run_id))
+    a, b = world.claim_next(), world.claim_next()
+    get, late = world.store.rows.runs.get, [b.work]
+
+    def get_and_end(*given: object) -> object:
+        found = get(*given)
+        while late:  # between the look at the run and the first batch its next generation ends, too
+            world.settle(world.store.fail(late.pop(), BOOM))
+        return found
+
+    if world.store.database.engine.dialect.name != "sqlite":  # where whoever looks holds up whoever writes
+        monkeypatch.setattr(world.store.rows.runs, "get", get_and_end)
+        world.store.cancel_rest(ended["cancel"])
+        assert (world.epilogue, world.queue) == ("waiting", [])
+        assert world.store.complete(a.work, records(1), "one") is not None
+
+
 # -- finalisers
 
 

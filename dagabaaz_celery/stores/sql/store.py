@@ -584,7 +584,10 @@ class SqlStore:
         error = json.dumps(asdict(TaskError("Cancelled", f"the run is {owed.status}")))
         with self.read() as connection:
             ended = self.rows.runs.get(connection, owed.run_id)
-        statuses = OPEN_TASK_STATUSES if ended is None or ended.epilogue is None else UNCLAIMED
+            definition = None if ended is None else self._find_definition(connection, ended.definition_hash)
+        # By what the definition says, which does not change: the run may end once more before the first batch.
+        is_followed = definition is not None and (definition.undoable or definition.finalisers)
+        statuses = UNCLAIMED if is_followed else OPEN_TASK_STATUSES
 
         def batch(connection: Connection) -> bool:
             cancelled = self.rows.tasks.cancel_some(connection, owed.run_id, self.policy.cancel_batch, error, statuses)
@@ -700,10 +703,15 @@ class SqlStore:
             ]
 
     def _may_be_undone(self, connection: Connection, digest: str) -> bool:
+        definition = self._find_definition(connection, digest)
+        return definition is not None and bool(definition.undoable)
+
+    def _find_definition(self, connection: Connection, digest: str) -> Definition | None:
+        """None when it was deleted: that is no reason not to look after other runs."""
         try:
-            return bool(self.definitions.get(connection, digest).definition.undoable)
-        except StoreError:  # it was deleted: others that are overdue are found all the same
-            return False
+            return self.definitions.get(connection, digest).definition
+        except StoreError:
+            return None
 
     def find_overdue_runs(self, limit: int) -> list[str]:
         """Open runs that have had their time."""
