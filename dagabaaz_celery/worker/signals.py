@@ -10,15 +10,23 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from billiard.exceptions import WorkerLostError
+from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Task, signals, states
 from celery._state import get_current_task
 from celery.exceptions import Ignore
 
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import ClaimRefused, TaskError
+from dagabaaz_celery.stores.sql.store import Work
 from dagabaaz_celery.stores.sql.tables import new_id
-from dagabaaz_celery.worker.outcome import describe_error, ends_process, explain_no_outcome, seconds_until, wait_out
+from dagabaaz_celery.worker.outcome import (
+    describe_deadline,
+    describe_error,
+    ends_process,
+    explain_no_outcome,
+    seconds_until,
+    wait_out,
+)
 from dagabaaz_celery.worker.plugin_task import is_wrapped, read_header
 from dagabaaz_celery.worker.publish import HEADER
 from dagabaaz_celery.worker.results import ArtifactDoor
@@ -139,7 +147,15 @@ class SignalReceivers:
         if isinstance(exception, WorkerLostError):
             self._runtime.outcome.rescue(work, describe_error(exception))
         else:
-            self._runtime.outcome.fail(work, error or describe_error(exception))
+            self._runtime.outcome.fail(work, error or self._describe(work, exception))
+
+    def _describe(self, work: Work, exception: BaseException) -> TaskError:
+        """A process that Celery killed at its hard limit had taken longer than its node's timeout, if that has one."""
+        definition = self._runtime.store.definition_of(work.definition_hash).definition
+        timeout = definition.timeout_of(work.attempt.node_index)
+        if timeout is not None and isinstance(exception, TimeLimitExceeded):
+            return describe_deadline(timeout)
+        return describe_error(exception)
 
     def _cancel(self, attempt_id: str, reason: str) -> None:
         work = wait_out(lambda: self._runtime.store.find_work(attempt_id))

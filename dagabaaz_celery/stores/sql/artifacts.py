@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Select, bindparam, delete, insert, select
 
 from dagabaaz_celery.models import DagArtifact, TaskArtifact
+from dagabaaz_celery.stores.sql.engine import prefer_index
 from dagabaaz_celery.stores.sql.tables import Id, Tables
 
 
@@ -58,7 +59,10 @@ class ArtifactRows:
                 artifact.c.run_id == bindparam("b_run"), artifact.c.node_index == bindparam("b_node")
             )
         )
-        self._of_task = self._values.where(artifact.c.task_id == bindparam("b_task"))
+        # From the node's artifacts, as no index has those of a task; MariaDB would rather read every artifact there is.
+        self._of_task = prefer_index(
+            self._values.where(artifact.c.task_id == bindparam("b_task")), artifact, f"{artifact.name}_by_origin"
+        )
         self._delete = delete(artifact).where(*at_nodes)
 
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:

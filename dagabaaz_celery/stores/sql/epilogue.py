@@ -9,7 +9,8 @@ It goes on in transactions of its own, after the run's end is committed, and cha
   are undone one after the other, the last first. What cannot be undone ends the rollback, once its level has ended.
 - ``finalisers``: each runs once; its failure is shown and changes nothing.
 
-Every step is ``proceed``, the run being locked: whoever ends the last task of something calls it, and the sweep does.
+Every step is ``proceed``, the run being locked: whoever ends the last task of something calls it, in the transaction of
+that end. While a run waits for its last bodies, its owed row has every sweep look whether they have ended.
 """
 
 from dataclasses import replace
