@@ -418,7 +418,8 @@ class Dagabaaz:
                     if plugin is not None:
                         plugin.parameters.select(task_input, undoes=undoes)
                 except TaskInputError as error:
-                    problems.append(f"node {node.slug!r}: {error.message}")
+                    of = "the rollback of node" if undoes else "node"
+                    problems.append(f"{of} {node.slug!r}: {error.message}")
         if problems:
             heading = f"Pipeline {definition.name!r} cannot run with this input"
             raise RunInputError(format_problems(heading, problems), problems)

@@ -25,7 +25,7 @@ class PluginContext:
     emit_artifact: Callable[[Any], None]
     report_progress: Callable[[int, int], None]
     ask_cancelled: Callable[[], bool]
-    ask_run: Callable[[], tuple[str, str | None]]
+    ask_run: Callable[[], tuple[str, str | None, str]]
     undoes: bool = False
 
     @property
@@ -77,3 +77,8 @@ class PluginContext:
     def run_error(self) -> str | None:
         """Why the run ended badly, in one message; None for one that runs or completed."""
         return self.ask_run()[1]
+
+    @property
+    def rollback_status(self) -> str:
+        """How far the run's undoing is: to a finaliser, "none", "done" or "failed"."""
+        return self.ask_run()[2]

@@ -124,7 +124,9 @@ class DagaFlow(Generic[Input, Output]):
             ) from None
         if status == RunStatus.COMPLETED:
             return [self.result(run, action) for action in self.generations[-1]]
-        raise ExceptionGroup("DagaFlowError", [self._rebuild(error) for error in run.errors()])
+        failed = ExceptionGroup("DagaFlowError", [self._rebuild(error) for error in run.errors()])
+        failed.add_note(f"run {run.id} of {self!r}: dag.run({run.id!r}) is its handle; rollback: {run.rollback_status}")
+        raise failed
 
     def result(self, run: Run, action: AsyncFunction | Action) -> Any:
         """What one of the flow's actions returned; None as long as it has not. Raises PipelineError for another's."""

@@ -73,7 +73,9 @@ def find_structural_problems(name: str, nodes: Sequence[DagNode], default_input:
     ]
     yield from _find_cycles(nodes, deps)
     yield from _find_finaliser_problems(nodes)
-    if all(node.depends_on or node.run_on for node in nodes):
+    if all(node.run_on for node in nodes):
+        yield "no node can start: finalisers run when every other node is over; add a node without run_on"
+    elif all(node.depends_on or node.run_on for node in nodes):
         yield "no node can start: each depends on another; remove the dependencies of the one that begins"
 
 

@@ -55,7 +55,8 @@ class RunError:
     rollback: bool = False
 
     def __str__(self) -> str:
-        place = f" (node {self.node})" if self.node else ""
+        of = "rollback of node" if self.rollback else "node"
+        place = f" ({of} {self.node})" if self.node else ""
         return f"{self.type}: {self.message}{place}" if self.type else f"{self.message}{place}"
 
 
@@ -215,6 +216,7 @@ class Run:
         counts = Counter[str]()
         for node in self.snapshot().nodes:
             counts.update(node.tasks)
+            counts.update(node.rollback_tasks)
         reasons = [f"{counts[status]} {status} ({why})" for status, why in _OPEN_REASONS.items() if counts[status]]
         return (
             f"Its open tasks: {', '.join(reasons)}." if reasons else "It has no open tasks: a worker's sweep ends it."

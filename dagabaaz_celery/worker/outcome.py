@@ -17,7 +17,7 @@ from celery.worker import state as worker_state
 from dagabaaz_celery.constants import TaskStatus
 from dagabaaz_celery.json_door import check_json
 from dagabaaz_celery.stores.sql.engine import CommitUnanswered, describe_outage, is_outage
-from dagabaaz_celery.stores.sql.records import Aftermath, NewArtifact, ResultShape, TaskError
+from dagabaaz_celery.stores.sql.records import DEADLINE_EXCEEDED, Aftermath, NewArtifact, ResultShape, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,7 @@ class OutcomeHandler:
 
 def describe_deadline(timeout: float) -> TaskError:
     """Why an attempt ended whose node's timeout (in seconds) was over."""
-    return TaskError("DeadlineExceeded", f"the body took longer than its node's timeout of {timeout:g} s")
+    return TaskError(DEADLINE_EXCEEDED, f"the body took longer than its node's timeout of {timeout:g} s")
 
 
 def describe_error(error: BaseException, redact: Callable[[str], str] = str) -> TaskError:

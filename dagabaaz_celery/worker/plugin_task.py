@@ -242,9 +242,9 @@ class _Execution:
                     was_cancelled[0] = not store.is_wanted(attempt.attempt_id)
             return was_cancelled[0]
 
-        def ask_run() -> tuple[str, str | None]:
+        def ask_run() -> tuple[str, str | None, str]:
             run = wait_out(lambda: store.get_run(attempt.run_id))
-            return run.status.value, None if run.error is None else run.error["message"]
+            return run.status.value, None if run.error is None else run.error["message"], run.rollback_status
 
         return PluginContext(
             run_id=attempt.run_id,

@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
@@ -195,8 +195,8 @@ class Publisher:
         definition = self._store.definition_of(dispatch.definition_hash).definition
         name = definition.task_name_of(dispatch.node_index)
         task = self._app.tasks.get(name)
-        limits = _time_limits(definition.timeout_of(dispatch.node_index), task)
-        chosen = limits | definition.options_of(dispatch.node_index) | dispatch.options
+        chosen = definition.options_of(dispatch.node_index) | dispatch.options
+        chosen |= _time_limits(definition.timeout_of(dispatch.node_index), task, chosen)
         options: dict[str, Any] = self._app.amqp.router.route(chosen, name, args, kwargs, task)
         return options
 
@@ -257,15 +257,15 @@ class Publisher:
         return call
 
 
-def _time_limits(timeout: float | None, task: Any) -> dict[str, float]:
+def _time_limits(timeout: float | None, task: Any, chosen: Mapping[str, Any]) -> dict[str, float]:
     """Celery's limits for a node's timeout, where the pool has them: the body is told, and killed if it does not mind.
 
-    The task's own are kept where they are shorter.
+    Those that were chosen for it, or are the task's own, hold where they are shorter.
     """
     if timeout is None:
         return {}
     wanted = {"soft_time_limit": timeout, "time_limit": timeout + KILL_AFTER}
-    return {name: min(limit, getattr(task, name, None) or limit) for name, limit in wanted.items()}
+    return {name: min(limit, chosen.get(name) or getattr(task, name, None) or limit) for name, limit in wanted.items()}
 
 
 def _name(entity: Any) -> str:

@@ -390,7 +390,7 @@ def test_a_finaliser_has_one_task_and_neither_policy_nor_rollback():
 
 def test_finalisers_alone_are_no_pipeline():
     assert problems_of(node("end", run_on="always")) == [
-        "no node can start: each depends on another; remove the dependencies of the one that begins"
+        "no node can start: finalisers run when every other node is over; add a node without run_on"
     ]
 
 

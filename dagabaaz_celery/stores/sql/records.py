@@ -140,6 +140,10 @@ def to_result(values: list[Any], shape: str | None) -> Any:
     return values[0] if shape == "one" else values
 
 
+#: The type of a task's or run's error that took longer than it may.
+DEADLINE_EXCEEDED = "DeadlineExceeded"
+
+
 @dataclass(frozen=True, slots=True)
 class TaskError:
     """Why a task ended badly.

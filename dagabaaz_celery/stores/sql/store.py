@@ -28,6 +28,7 @@ from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionC
 from dagabaaz_celery.stores.sql.engine import Database, call_while_alive
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import (
+    DEADLINE_EXCEEDED,
     OWED_KINDS,
     Aftermath,
     Attempt,
@@ -654,7 +655,10 @@ class SqlStore:
             transaction = self.transaction(connection, owed.run_id)
             run = transaction.run
             is_due = run.epilogue == "waiting" and run.generation == owed.generation
-            if is_due and self.rows.tasks.has_open(connection, owed.run_id):
+            tasks = self.rows.tasks
+            if is_due and (
+                tasks.has_open(connection, owed.run_id) or tasks.has_body_beyond_deadline(connection, owed.run_id)
+            ):
                 self.rows.owed.postpone(connection, owed.id, int(self.policy.short_delay * MICROSECONDS))
                 return Aftermath()
             self.rows.owed.delete(connection, owed.id)
@@ -727,7 +731,7 @@ class SqlStore:
             if not self.rows.runs.is_overdue(connection, run_id):
                 return Aftermath()
             reason = f"the run has not ended within its {timeout:g} s"
-            transaction.explain(TaskError("DeadlineExceeded", reason), node=None, task_id=None)
+            transaction.explain(TaskError(DEADLINE_EXCEEDED, reason), node=None, task_id=None)
             orchestrator.abort_run(transaction, run_id=run_id, reason=reason, callbacks=_NO_CALLBACKS)
             transaction.flush()
             return transaction.aftermath

@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
 from dagabaaz_celery.stores.sql.engine import now, read_by_index
-from dagabaaz_celery.stores.sql.records import Attempt, Dispatch, Published, TaskError
+from dagabaaz_celery.stores.sql.records import DEADLINE_EXCEEDED, Attempt, Dispatch, Published, TaskError
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, Id, Tables
 
 UNCLAIMED = (TaskStatus.PENDING, TaskStatus.QUEUED)
@@ -204,7 +204,17 @@ class TaskRows:
         self._one_at_node = select(task.c.id, task.c.result_shape).where(
             *of_node, task.c.ordinal == bindparam("b_ordinal")
         )
-        run = self._tables.run
+        run, worker = self._tables.run, self._tables.worker
+        self._expired = (
+            select(task.c.attempt_id, task.c.ended_at, worker.c.seen_at, worker.c.holding)
+            .join(worker, worker.c.id == task.c.worker_id)
+            .where(
+                by_run,
+                task.c.status == TaskStatus.FAILED,
+                task.c.timeout.is_not(None),
+                task.c.error.like(f'{{"type": "{DEADLINE_EXCEEDED}"%'),
+            )
+        )
         self._overdue = (
             select(*self._attempt_columns, run.c.definition_hash, task.c.timeout)
             .join(run, run.c.id == task.c.run_id)
@@ -859,6 +869,16 @@ class TaskRows:
         """
         key = {"b_run": run_id, "b_generation": generation}
         return list(connection.execute(self._running_of, key).scalars())
+
+    def has_body_beyond_deadline(self, connection: Connection, run_id: str) -> bool:
+        """Whether a task that failed by its node's timeout may still be in a body, which not every pool can end.
+
+        It may as long as its worker lives and has not reported since that it does not hold it.
+        """
+        rows = connection.execute(self._expired, {"b_run": run_id})
+        return any(
+            seen_at <= ended_at or attempt_id in json.loads(holding) for attempt_id, ended_at, seen_at, holding in rows
+        )
 
     def has_open(self, connection: Connection, run_id: str) -> bool:
         """Whether the run has a task that has not ended; nothing is locked."""
