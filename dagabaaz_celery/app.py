@@ -120,6 +120,18 @@ class Dagabaaz:
         logger.info("store, broker and files are in %s: for one machine only", path)
         return cls(app, secrets=secrets)
 
+    @classmethod
+    def of(cls, app: Celery) -> "Dagabaaz":
+        """The Dagabaaz of a Celery app. Raises ConfigurationError where it has none, or more than one."""
+        found = [dag for dag in _all if dag.app is app]
+        if len(found) == 1:
+            return found[0]
+        raise ConfigurationError(
+            f"The app {app.main!r} has no Dagabaaz. Write dag = Dagabaaz(app) in the module that makes it."
+            if not found
+            else f"The app {app.main!r} has {len(found)} Dagabaaz objects: keep one, and import it where it is used."
+        )
+
     @property
     def settings(self) -> Settings:
         """The app's settings, as read at first use. Raises ConfigurationError."""

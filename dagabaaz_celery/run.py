@@ -66,12 +66,13 @@ class NodeSnapshot:
 
     ``status`` is failed when one of its tasks failed or crashed, also where the run goes on. ``rollback`` tells how far
     the node's undoing is: "blocked" until it is its turn, "running", "completed" or "failed"; None where there is none.
-    ``rollback_tasks`` counts the tasks that undo by status.
+    ``rollback_tasks`` counts the tasks that undo by status. ``depends_on`` are slugs.
     """
 
     slug: str
     name: str
     plugin: str
+    depends_on: tuple[str, ...]
     status: str
     tasks_total: int
     tasks_done: int
@@ -88,6 +89,8 @@ class TaskSnapshot:
 
     ``rollback`` tells that the task undoes the one of the same node and ordinal. ``attempt`` counts from 1, and
     ``attempt_id`` is the Celery task id of the current one. ``progress`` is what its body last showed, (done, total).
+    ``started_at`` is when the current attempt's body began, ``ended_at`` when it ended; seconds since 1970, database
+    clock.
     """
 
     id: str
@@ -100,6 +103,8 @@ class TaskSnapshot:
     recoveries: int
     progress: tuple[int, int] | None
     error: str | None
+    started_at: float | None
+    ended_at: float | None
     rollback: bool
 
 
@@ -247,6 +252,7 @@ class Run:
                     slug=definition.nodes[node.index].slug,
                     name=definition.nodes[node.index].name,
                     plugin=definition.nodes[node.index].plugin,
+                    depends_on=tuple(definition.nodes[node.index].depends_on),
                     status=_describe_node(node.status, counts.get(node.index, {})),
                     tasks_total=node.tasks_total,
                     tasks_done=node.tasks_done,
@@ -282,6 +288,8 @@ class Run:
                 recoveries=row.recoveries,
                 progress=None if row.progress_done is None else (row.progress_done, row.progress_total),
                 error=None if row.error is None else json.loads(row.error)["message"],
+                started_at=_seconds(row.claimed_at),
+                ended_at=_seconds(row.ended_at),
                 rollback=row.node_index < 0,
             )
             for row in sorted(rows, key=lambda row: row.node_index < 0)
