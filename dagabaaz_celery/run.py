@@ -158,7 +158,7 @@ class Run:
     @property
     def error(self) -> RunError | None:
         """Why the run ended badly; None for one that runs or completed."""
-        return _to_error(self._row())
+        return read_run_error(self._row())
 
     @property
     def input(self) -> dict[str, Any]:
@@ -264,7 +264,7 @@ class Run:
                 )
                 for node in nodes
             ],
-            error=_to_error(run),
+            error=read_run_error(run),
             created_at=run.created_at / MICROSECONDS,
             ended_at=_seconds(run.ended_at),
         )
@@ -315,7 +315,7 @@ class Run:
             for row in sorted(rows, key=lambda row: row.node_index < 0)
             if row.status in _BAD_ENDS and row.error is not None
         ]
-        own = _to_error(run)
+        own = read_run_error(run)
         if own is not None and all(error.rollback for error in found):
             found.insert(0, own)
         return found
@@ -441,6 +441,12 @@ def refuse_wait_in_task(what: str) -> None:
 
 def iterate_runs(runtime: Runtime, wanted: RunSelection, *, limit: int | None = None) -> Iterator[Run]:
     """Runs, newest first, read a page at a time."""
+    for rows in iterate_pages(runtime, wanted, limit=limit):
+        yield from (Run(runtime, row.id) for row in rows)
+
+
+def iterate_pages(runtime: Runtime, wanted: RunSelection, *, limit: int | None = None) -> Iterator[list[RunRow]]:
+    """The rows of runs, newest first, in pages; the next is read when it is asked for."""
     before: str | None = None
     left = limit
     while left is None or left > 0:
@@ -448,7 +454,8 @@ def iterate_runs(runtime: Runtime, wanted: RunSelection, *, limit: int | None = 
         rows = runtime.store.search_runs(
             pipeline=wanted.pipeline, status=wanted.status, tags=wanted.tags, limit=page, before=before
         )
-        yield from (Run(runtime, row.id) for row in rows)
+        if rows:
+            yield rows
         if len(rows) < page:
             return
         before = rows[-1].id
@@ -466,7 +473,8 @@ def _describe_undoing(node: NodeRow | None) -> str | None:
     return "running" if node.status in ("launching", "launched") else node.status
 
 
-def _to_error(row: RunRow) -> RunError | None:
+def read_run_error(row: RunRow) -> RunError | None:
+    """Why a run ended badly, of its row."""
     return None if row.error is None else _read_error(row.error)
 
 

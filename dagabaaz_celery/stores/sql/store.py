@@ -983,6 +983,11 @@ class SqlStore:
             self.require_run(connection, run_id)
             return self.rows.tags.get(connection, run_id)
 
+    def get_tags_of_runs(self, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        """The tags of several runs, by run; a run that has none is left out."""
+        with self.read() as connection:
+            return self.rows.tags.get_of_runs(connection, run_ids)
+
     def search_runs(
         self,
         *,

@@ -1,0 +1,57 @@
+"""``celery -A proj dagabaaz …``: the group that Celery's command line finds by its entry point.
+
+Celery imports this module at the start of every one of its commands, workers too. So it imports nothing but click, and
+each command's module when that command is wanted.
+"""
+
+from importlib import import_module
+from typing import Any
+
+import click
+from celery.bin.base import handle_preload_options
+from click_didyoumean import DYMGroup
+
+#: Each command by the module and name where it is, in the order in which ``--help`` shows them.
+COMMANDS = {
+    "runs": "dagabaaz_celery.cli.runs:runs",
+}
+
+
+class LazyGroup(DYMGroup):  # type: ignore[misc]  # click_didyoumean ships no types
+    """A group whose commands are imported when they are asked for; what they raise on purpose is told in a line."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command's name, in the order of ``COMMANDS``."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name, imported."""
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[cmd_name].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. A DagabaazError, or a database that is away, ends it with a message and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from dagabaaz_celery.cli.output import report_error  # noqa: PLC0415  # not for workers
+
+            code = report_error(error)
+            if code is None:
+                raise
+            ctx.exit(code)
+
+
+@click.group(cls=LazyGroup)
+@click.pass_context
+@handle_preload_options  # type: ignore[untyped-decorator]  # celery ships no types
+def dagabaaz(ctx: click.Context, **_: Any) -> None:
+    """Pipelines: start runs, look at them, and steer them.
+
+    \b
+    Example:
+      celery -A proj dagabaaz runs --status failed
+    """
