@@ -29,7 +29,7 @@ from dagabaaz_celery.pipeline import Definition, Pipeline
 from dagabaaz_celery.pipeline_validation import KNOWN_OPTIONS, find_option_problems
 from dagabaaz_celery.plugins import PluginInfo, PluginInputMeta
 from dagabaaz_celery.run import Run, iterate_runs
-from dagabaaz_celery.selection import read_selection
+from dagabaaz_celery.selection import Moment, read_selection
 from dagabaaz_celery.settings import Settings
 from dagabaaz_celery.stores.sql.store import Started
 from dagabaaz_celery.stores.sql.tables import new_id
@@ -301,10 +301,17 @@ class Dagabaaz:
         pipeline: str | None = None,
         status: RunStatus | str | None = None,
         tags: Mapping[str, str] | None = None,
+        created_since: Moment | None = None,
+        created_before: Moment | None = None,
         limit: int | None = None,
     ) -> Iterator[Run]:
-        """Runs, newest first; with ``tags``, those that have all of them. Raises RunSelectionError."""
-        return iterate_runs(self._runtime, read_selection(pipeline, status, tags), limit=limit)
+        """Runs, newest first; with ``tags``, those that have all of them.
+
+        ``created_since`` and ``created_before`` are seconds since 1970 by the database's clock, or datetimes with a
+        time zone; a run made at the second is not among them. Raises RunSelectionError.
+        """
+        wanted = read_selection(pipeline, status, tags, created_since, created_before)
+        return iterate_runs(self._runtime, wanted, limit=limit)
 
     def cancel(
         self,
@@ -312,6 +319,8 @@ class Dagabaaz:
         pipeline: str | None = None,
         tags: Mapping[str, str] | None = None,
         status: RunStatus | str | None = None,
+        created_since: Moment | None = None,
+        created_before: Moment | None = None,
         reason: str = CANCELLED_BY_APP,
         terminate: bool = False,
     ) -> int:
@@ -321,7 +330,7 @@ class Dagabaaz:
         meanwhile is not counted; one that is started meanwhile may go on. Raises RunSelectionError, and
         StoreUnavailable with the database away, which says how many were cancelled before.
         """
-        wanted = read_selection(pipeline, status, tags)
+        wanted = read_selection(pipeline, status, tags, created_since, created_before)
         return cancel_runs(self._runtime, wanted, reason, terminate=terminate)
 
     # -- callbacks

@@ -60,7 +60,13 @@ def _find_open(
     stopped = f"{before}no more were looked for. Cancel them again when the database is back."
     return call_now(
         lambda again: runtime.store.search_runs(
-            pipeline=wanted.pipeline, status=status, tags=wanted.tags, limit=_PAGE, before=last
+            pipeline=wanted.pipeline,
+            status=status,
+            tags=wanted.tags,
+            limit=_PAGE,
+            before=last,
+            created_since=wanted.created_since,
+            created_before=wanted.created_before,
         ),
         not_done=stopped,
         in_doubt=stopped,
@@ -75,8 +81,8 @@ def _refuse_ended_and_everything(wanted: RunSelection) -> None:
     open_statuses = " or ".join(OPEN_RUN_STATUSES)
     if wanted.is_everything:
         problem = (
-            "no pipeline, tags or status say which runs are meant: name one of them. To cancel every run that is open, "
-            'say status="running"'
+            "no pipeline, tags, status or time say which runs are meant: name one of them. To cancel every run that is "
+            'open, say status="running"'
         )
     elif wanted.status is not None and wanted.status not in OPEN_RUN_STATUSES:
         problem = (

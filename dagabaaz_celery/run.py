@@ -452,7 +452,13 @@ def iterate_pages(runtime: Runtime, wanted: RunSelection, *, limit: int | None =
     while left is None or left > 0:
         page = 200 if left is None else min(left, 200)
         rows = runtime.store.search_runs(
-            pipeline=wanted.pipeline, status=wanted.status, tags=wanted.tags, limit=page, before=before
+            pipeline=wanted.pipeline,
+            status=wanted.status,
+            tags=wanted.tags,
+            limit=page,
+            before=before,
+            created_since=wanted.created_since,
+            created_before=wanted.created_before,
         )
         if rows:
             yield rows

@@ -13,9 +13,9 @@ from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.tables import Id
 from tests.integration.sql_stores import node, start
 
-#: An id made of a number: 16 bytes, in the numbers' order.
+#: An id made of a number: 16 bytes, in the numbers' order, and of 1970.
 _ID_OF = {
-    "sqlite": "CAST(printf('%016d', {}) AS BLOB)",
+    "sqlite": "CAST(char(0, 0, 0) || printf('%013d', {}) AS BLOB)",
     "postgresql": "CAST(lpad(to_hex({}), 32, '0') AS uuid)",
     "mysql": "UNHEX(LPAD(HEX({}), 32, '0'))",
 }

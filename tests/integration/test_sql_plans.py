@@ -24,6 +24,8 @@ SIZE = 1_000_000 if os.environ.get("DAGABAAZ_FAULTS") == "full" else 100_000
 #: Rows for one statement that takes a batch of up to a thousand tasks, and for one about one task.
 BATCH, ONE = 6_000, 200
 SERVERS = {"postgresql": services.postgres_url, "mariadb": services.mysql_url}
+#: Microseconds since 1970: after the runs that ended, before those that are open.
+LONG_AGO = 10**15
 LOST = TaskError("WorkerLost", "it died")
 
 pytestmark = pytest.mark.timeout(1200)
@@ -224,10 +226,16 @@ def test_cancelling_a_wide_run_reads_each_open_task_a_few_times(place: Place):
         {"pipeline": "often"},
         {"pipeline": "nobody's"},
         {"pipeline": "often", "status": "completed"},
+        {"created_since": LONG_AGO},
+        {"created_before": LONG_AGO},
+        {"created_since": LONG_AGO, "status": "completed"},
+        {"created_before": LONG_AGO, "pipeline": "often"},
+        {"created_since": LONG_AGO, "pipeline": "often"},
+        {"created_since": LONG_AGO, "tags": {"env": "prod"}},
     ],
     ids=str,
 )
-def test_runs_are_listed_without_reading_those_that_are_not_shown(place: Place, which: dict[str, str]):
+def test_runs_are_listed_without_reading_those_that_are_not_shown(place: Place, which: dict[str, Any]):
     assert place.read(lambda: place.store.search_runs(**which, limit=50)) < 2 * ONE
 
 

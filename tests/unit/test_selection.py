@@ -18,6 +18,13 @@ def test_each_criterion_chooses(given: tuple[str | None, str | None, dict[str, s
     assert not read_selection(*given).is_everything
 
 
+@pytest.mark.parametrize("times", [(0, None), (None, 1.5)])
+def test_a_time_chooses_in_microseconds(times: tuple[float | None, float | None]):
+    chosen = read_selection(None, None, None, *times)
+    assert not chosen.is_everything
+    assert (chosen.created_since, chosen.created_before) == ((0, None) if times[0] == 0 else (None, 1_500_000))
+
+
 def test_a_status_may_be_a_word_and_what_was_given_may_change_afterwards():
     tags = {"a": "b"}
     chosen = read_selection("p", "failed", tags)

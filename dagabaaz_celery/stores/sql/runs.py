@@ -23,8 +23,11 @@ from sqlalchemy.exc import IntegrityError
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.stores.sql.engine import now, prefer_index
 from dagabaaz_celery.stores.sql.records import Epilogue, RollbackStatus, RunRow
-from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables
+from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables, first_id_at
 from dagabaaz_celery.stores.sql.tasks import select_first_open
+
+#: An id has the time of the process that made it, a run's row that of the database: microseconds that may be between.
+_CLOCK_SKEW = 3600 * 1_000_000
 
 
 class RunRows:
@@ -206,8 +209,10 @@ class RunRows:
         tags: Mapping[str, str],
         limit: int,
         before: str | None,
+        created_since: int | None,
+        created_before: int | None,
     ) -> list[RunRow]:
-        """Runs, newest first; those that have all of the tags."""
+        """Runs, newest first; those that have all of the tags, and were made in the time, microseconds since 1970."""
         run = self._tables.run
         query, run_id = self._join_tags(select(*self._columns), tags)
         if status in OPEN_RUN_STATUSES:
@@ -222,6 +227,11 @@ class RunRows:
             query = prefer_index(query, run, f"{run.name}_of_{likely}")
         if before is not None:
             query = query.where(run_id < before)
+        # There is no index of times: ids ascend with them, so those of the time are read, and what is around them.
+        if created_since is not None:
+            query = query.where(run_id >= first_id_at(created_since - _CLOCK_SKEW), run.c.created_at >= created_since)
+        if created_before is not None:
+            query = query.where(run_id < first_id_at(created_before + _CLOCK_SKEW), run.c.created_at < created_before)
         return [row for row in map(_to_run, connection.execute(query)) if row is not None]
 
     def _join_tags(self, query: Select[Any], tags: Mapping[str, str]) -> tuple[Select[Any], ColumnElement[Any]]:

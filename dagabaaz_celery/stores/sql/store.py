@@ -996,13 +996,22 @@ class SqlStore:
         tags: Mapping[str, str] | None = None,
         limit: int = 100,
         before: str | None = None,
+        created_since: int | None = None,
+        created_before: int | None = None,
     ) -> list[RunRow]:
-        """Runs, newest first; those that have all of the tags."""
+        """Runs, newest first; those that have all of the tags, and were made in the time, microseconds since 1970."""
         if pipeline is not None and find_problem_in_text(pipeline):
             return []  # a database would not answer for a text that it cannot keep
         with self.read() as connection:
             return self.rows.runs.search(
-                connection, pipeline=pipeline, status=status, tags=tags or {}, limit=limit, before=before
+                connection,
+                pipeline=pipeline,
+                status=status,
+                tags=tags or {},
+                limit=limit,
+                before=before,
+                created_since=created_since,
+                created_before=created_before,
             )
 
     def get_nodes(self, run_id: str) -> list[NodeRow]:

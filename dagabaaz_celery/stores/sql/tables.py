@@ -72,6 +72,15 @@ def new_id() -> str:
     return f"{tick[:8]}-{tick[8:12]}-7{tick[12:]}-{tail[:4]}-{tail[4:]}"
 
 
+def first_id_at(moment: int) -> str:
+    """The smallest id that ``new_id`` makes at a moment, microseconds since 1970; at a later one it makes greater ids.
+
+    0 for a moment before 1970, and the last that there are for one after the year 10889.
+    """
+    tick = f"{min(max(moment // 1000, 0), 2**48 - 1):012x}"
+    return f"{tick[:8]}-{tick[8:]}-7000-8000-000000000000"
+
+
 def is_id(value: object) -> bool:
     """Whether a value is an id as ``new_id`` writes it."""
     return isinstance(value, str) and _ID.fullmatch(value) is not None
