@@ -66,7 +66,8 @@ class NodeSnapshot:
 
     ``status`` is failed when one of its tasks failed or crashed, also where the run goes on. ``rollback`` tells how far
     the node's undoing is: "blocked" until it is its turn, "running", "completed" or "failed"; None where there is none.
-    ``rollback_tasks`` counts the tasks that undo by status. ``depends_on`` are slugs.
+    ``rollback_tasks`` counts the tasks that undo by status. ``depends_on`` are slugs. ``run_on`` tells when a finaliser
+    runs: "success", "failure" or "always"; None for any other node.
     """
 
     slug: str
@@ -81,6 +82,7 @@ class NodeSnapshot:
     ended_at: float | None
     rollback: str | None
     rollback_tasks: dict[str, int]
+    run_on: str | None
 
 
 @dataclass(frozen=True)
@@ -261,6 +263,7 @@ class Run:
                     ended_at=_seconds(node.closed_at),
                     rollback=_describe_undoing(undoing.get(node.index)),
                     rollback_tasks=counts.get(~node.index, {}),
+                    run_on=definition.nodes[node.index].run_on,
                 )
                 for node in nodes
             ],
