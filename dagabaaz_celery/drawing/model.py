@@ -38,13 +38,14 @@ class DrawnNode:
 
     @property
     def words(self) -> str:
-        """The state in words, with what went wrong and what is undone; empty for a node of a pipeline."""
-        bad = self.tasks.get("failed", 0) + self.tasks.get("crashed", 0)
-        parts = [
-            self.state or "",
-            f"{bad:,} failed" if bad and self.tasks_total > 1 else "",
-            UNDOING.get(self.rollback, self.rollback) if self.rollback else "",
-        ]
+        """The state in words, with what of many tasks went wrong and what is undone; empty for a pipeline's node."""
+        bad = [f"{self.tasks[one]:,} {one}" for one in ("crashed", "failed") if self.tasks.get(one)]
+        if self.state in ("failed", "crashed") and self.tasks_total > 1 and bad:
+            running = self.tasks.get("running")
+            parts = [*bad, f"{running:,} running" if running else ""]
+        else:
+            parts = [self.state or ""]
+        parts.append(UNDOING.get(self.rollback, self.rollback) if self.rollback else "")
         return ", ".join(part for part in parts if part)
 
     @property

@@ -132,8 +132,8 @@ def _draw_inside(node: DrawnNode, state: State, x: float, y: float) -> Iterator[
             f'<path transform="translate({x:.1f} {y + 9:.1f})" d="{state.shape}" fill="{state.line}" '
             'fill-rule="evenodd"/>'
         )
-    yield _text(x + indent, y + 20, _fit(node.label, width - indent, 7.2), _TEXT, ' font-size="13" font-weight="600"')
-    lines = [node.words, node.plugin if node.plugin != node.label else "", _say_last(node)]
+    yield _text(x + indent, y + 20, _fit(node.label, width - indent, 8.0), _TEXT, ' font-size="13" font-weight="600"')
+    lines = [node.words, _say_last(node), node.plugin if node.plugin != node.label else ""]
     second, third, *_ = [*filter(None, lines), "", ""]
     yield _text(x, y + 38, _fit(second, width, 6.6), _TEXT if node.words else _FAINT)
     if node.counts:
@@ -197,8 +197,8 @@ def _describe_time(node: DrawnNode) -> str:
 
 def format_seconds(seconds: float) -> str:
     """A time that something took, as ``0.42 s``, ``12.3 s``, ``4 min 5 s`` or ``3 h 20 min``."""
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60:,} h {minutes % 60} min"
 
