@@ -112,7 +112,10 @@ class TaskSnapshot:
 
 @dataclass(frozen=True)
 class RunSnapshot:
-    """A run at one moment, read in one go."""
+    """A run at one moment, read in one go.
+
+    ``settled`` tells that it has ended, and so has what follows: the undoing of its tasks, and finalisers.
+    """
 
     id: str
     pipeline: str
@@ -127,6 +130,7 @@ class RunSnapshot:
     error: RunError | None
     created_at: float
     ended_at: float | None
+    settled: bool
 
 
 class Look(NamedTuple):
@@ -270,15 +274,30 @@ class Run:
             error=read_run_error(run),
             created_at=run.created_at / MICROSECONDS,
             ended_at=_seconds(run.ended_at),
+            settled=run.status in RUN_TERMINAL_STATUSES and run.epilogue is None,
         )
 
-    def tasks(self) -> list[TaskSnapshot]:
-        """Every task of the run, by node and order; those that undo others come last."""
+    def tasks(
+        self,
+        *,
+        node: str | None = None,
+        status: TaskStatus | str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[TaskSnapshot]:
+        """Tasks of the run, by node and order; those that undo others come last.
+
+        Every task, or those of one node (a slug) or in one status; with ``limit`` at most so many of them, after the
+        first ``offset``. Raises UnknownNode.
+        """
+        index = None if node is None else self._find_node(node)[0]
         store = self._runtime.store
         with store.read() as connection:
             run = store.require_run(connection, self.id)
             definition = store.definitions.get(connection, run.definition_hash).definition
-            rows = store.rows.tasks.list_all(connection, self.id)
+            rows = store.rows.tasks.list_all(
+                connection, self.id, node_index=index, status=status, limit=limit, offset=offset
+            )
         return [
             TaskSnapshot(
                 id=row.id,
@@ -295,7 +314,7 @@ class Run:
                 ended_at=_seconds(row.ended_at),
                 rollback=row.node_index < 0,
             )
-            for row in sorted(rows, key=lambda row: row.node_index < 0)
+            for row in rows
         ]
 
     def errors(self) -> list[RunError]:
@@ -315,7 +334,7 @@ class Run:
                 task_id=row.id,
                 rollback=row.node_index < 0,
             )
-            for row in sorted(rows, key=lambda row: row.node_index < 0)
+            for row in rows
             if row.status in _BAD_ENDS and row.error is not None
         ]
         own = read_run_error(run)

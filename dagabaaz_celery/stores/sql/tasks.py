@@ -158,7 +158,7 @@ class TaskRows:
                 task.c.error,
             )
             .where(by_run)
-            .order_by(task.c.node_index, task.c.ordinal)
+            .order_by(task.c.node_index < 0, task.c.node_index, task.c.ordinal)
         )
 
     def _select_some(self, statuses: Sequence[TaskStatus]) -> CompoundSelect[Any]:
@@ -944,9 +944,25 @@ class TaskRows:
         rows = connection.execute(self._results, {"b_run": run_id, "b_node": index})
         return [(task_id, status, shape) for task_id, status, shape in rows]
 
-    def list_all(self, connection: Connection, run_id: str) -> list[Row[Any]]:
-        """Every task of a run in order."""
-        return list(connection.execute(self._list, {"b_run": run_id}))
+    def list_all(
+        self,
+        connection: Connection,
+        run_id: str,
+        *,
+        node_index: int | None = None,
+        status: str | None = None,
+        limit: int | None = None,
+        offset: int = 0,
+    ) -> list[Row[Any]]:
+        """Tasks of a run in order, those that undo others last; of a node, those that undo its tasks too."""
+        task, query = self._tables.task, self._list
+        if node_index is not None:
+            query = query.where(task.c.node_index.in_((node_index, ~node_index)))
+        if status is not None:
+            query = query.where(task.c.status == status)
+        if limit is not None:
+            query = query.limit(limit).offset(offset)
+        return list(connection.execute(query, {"b_run": run_id}))
 
     def _guard(
         self, connection: Connection, statements: tuple[Update, Update], attempt: Attempt, **values: Any
