@@ -2,7 +2,7 @@
 
 from dagabaaz_celery.drawing.model import Drawing, DrawnNode, draw_pipeline, draw_run
 from dagabaaz_celery.drawing.states import STATES, State
-from dagabaaz_celery.drawing.svg import to_svg
+from dagabaaz_celery.drawing.svg import format_seconds, to_icon, to_svg
 from dagabaaz_celery.drawing.text import to_dot, to_json, to_mermaid
 
 __all__ = [
@@ -12,7 +12,9 @@ __all__ = [
     "State",
     "draw_pipeline",
     "draw_run",
+    "format_seconds",
     "to_dot",
+    "to_icon",
     "to_json",
     "to_mermaid",
     "to_svg",

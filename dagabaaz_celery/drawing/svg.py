@@ -47,6 +47,15 @@ def to_svg(drawing: Drawing, link: Link | None = None) -> str:
     return _Canvas(sideways, sideways=True).draw(drawing, link)
 
 
+def to_icon(state: str) -> str:
+    """A state's shape in its colour as a small ``svg`` element; its word goes beside it."""
+    drawn = find_state(state)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" class="dagabaaz-icon" viewBox="0 0 14 14" width="14" height="14" '
+        f'aria-hidden="true"><path d="{drawn.shape}" fill="{drawn.line}" fill-rule="evenodd"/></svg>'
+    )
+
+
 class _Canvas:
     """Turns places of a layout into points, and nodes into elements."""
 
