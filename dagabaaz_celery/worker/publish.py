@@ -11,6 +11,7 @@ from celery import Celery
 from dagabaaz_celery.errors import SecretExposed
 from dagabaaz_celery.json_door import check_json
 from dagabaaz_celery.models import TaskArtifact
+from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.secret_references import resolve_references
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import Dispatch, TaskError
@@ -180,7 +181,7 @@ class Publisher:
             **_OUR_OPTIONS,
         }
         return (
-            Target(_name(options.get("queue")), _name(options.get("exchange"))),
+            Target(name_of(options.get("queue")), name_of(options.get("exchange"))),
             # A route may name any option: ours win.
             lambda producer: self._app.send_task(name, **{**options, **ours, "producer": producer}),
         )
@@ -193,12 +194,7 @@ class Publisher:
     def _route(self, dispatch: Dispatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A task's options, with the queue and whatever else routing says."""
         definition = self._store.definition_of(dispatch.definition_hash).definition
-        name = definition.task_name_of(dispatch.node_index)
-        task = self._app.tasks.get(name)
-        chosen = definition.options_of(dispatch.node_index) | dispatch.options
-        chosen |= _time_limits(definition.timeout_of(dispatch.node_index), task, chosen)
-        options: dict[str, Any] = self._app.amqp.router.route(chosen, name, args, kwargs, task)
-        return options
+        return route_node(self._app, definition, dispatch.node_index, dispatch.options, args, kwargs)
 
     def _header(self, dispatch: Dispatch) -> dict[str, Any]:
         return {
@@ -257,6 +253,23 @@ class Publisher:
         return call
 
 
+def route_node(
+    app: Celery,
+    definition: Definition,
+    node_index: int,
+    run_options: dict[str, Any],
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """With which options a node's tasks are sent: its own, the run's, its time limits, and what routing adds."""
+    name = definition.task_name_of(node_index)
+    task = app.tasks.get(name)
+    chosen = definition.options_of(node_index) | run_options
+    chosen |= _time_limits(definition.timeout_of(node_index), task, chosen)
+    options: dict[str, Any] = app.amqp.router.route(chosen, name, args, kwargs or {}, task)
+    return options
+
+
 def _time_limits(timeout: float | None, task: Any, chosen: Mapping[str, Any]) -> dict[str, float]:
     """Celery's limits for a node's timeout, where the pool has them: the body is told, and killed if it does not mind.
 
@@ -268,7 +281,7 @@ def _time_limits(timeout: float | None, task: Any, chosen: Mapping[str, Any]) ->
     return {name: min(limit, chosen.get(name) or getattr(task, name, None) or limit) for name, limit in wanted.items()}
 
 
-def _name(entity: Any) -> str:
+def name_of(entity: Any) -> str:
     """Of a queue or an exchange in a task's options."""
     return "" if entity is None else str(getattr(entity, "name", entity))
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from celery import bootsteps, signals
+from celery import Celery, bootsteps, signals
 
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.owed import WorkerRow
@@ -24,6 +24,7 @@ from dagabaaz_celery.worker.broker import BROKER_ERRORS
 from dagabaaz_celery.worker.liveness import Heart, Watch, begun_attempt_ids, log_failure
 from dagabaaz_celery.worker.outcome import stop_flag, wait_out
 from dagabaaz_celery.worker.redis_mend import mend_redis_transport
+from dagabaaz_celery.worker.report import offer_report, withdraw_report
 from dagabaaz_celery.worker.resend import LostMessages
 from dagabaaz_celery.worker.runtime import Runtime, SweepQueue
 
@@ -321,6 +322,17 @@ class _CallbackThread:
                 self._current = None
 
 
+def list_consumed_queues(app: Celery, consumer: Any) -> list[str]:
+    """Names of the queues that a worker's consumer gets messages from.
+
+    Celery's own list for the app grows by each queue that this process publishes to, where the worker was given none.
+    """
+    task_consumer = getattr(consumer, "task_consumer", None)
+    if task_consumer is None:
+        return sorted(map(str, app.amqp.queues.consume_from))
+    return sorted(queue.name for queue in list(task_consumer.queues))
+
+
 def build_sweep_step(runtime: Runtime, prepare: Callable[[], None]) -> type[bootsteps.StartStopStep]:
     """The worker bootstep that runs a runtime's sweep; ``prepare`` is called before the worker's pool starts."""
 
@@ -340,12 +352,13 @@ def build_sweep_step(runtime: Runtime, prepare: Callable[[], None]) -> type[boot
                 runtime,
                 worker_id,
                 hostname=parent.hostname or socket.gethostname(),
-                get_queues=lambda: sorted(map(str, runtime.app.amqp.queues.consume_from)),
+                get_queues=lambda: list_consumed_queues(runtime.app, getattr(parent, "consumer", None)),
                 get_consumer=lambda: getattr(parent, "consumer", None),
             )
 
         def start(self, parent: Any) -> None:
             self._sweeper.start()
+            offer_report(runtime)
             signals.worker_shutdown.connect(self._withdraw)  # steps stop before the pool's last tasks have ended
 
         def stop(self, parent: Any) -> None:
@@ -359,6 +372,7 @@ def build_sweep_step(runtime: Runtime, prepare: Callable[[], None]) -> type[boot
 
         def _withdraw(self, sender: Any, **_: Any) -> None:
             signals.worker_shutdown.disconnect(self._withdraw)
+            withdraw_report(runtime)
             self._sweeper.stop()
             runtime.worker_id = None
             stop_flag.share()  # for the next worker of a process that outlives this one

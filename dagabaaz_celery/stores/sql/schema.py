@@ -13,6 +13,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from alembic import command
@@ -33,6 +34,18 @@ _MIGRATIONS = Path(__file__).parent / "migrations"
 _VERSIONS = (_MIGRATIONS / "versions",)
 _REVISION = re.compile(r"(?P<number>\d+)(?:_(?P<oldest>\d+))?")
 _COMMAND = "python -m dagabaaz_celery.stores.sql.schema"
+
+
+@dataclass(frozen=True)
+class SchemaState:
+    """A store's schema and the one of this release; ``current`` is None where there are no tables."""
+
+    current: str | None
+    head: str
+    #: Whether this release works with it.
+    fits: bool
+    #: Whether a newer release made it.
+    is_newer: bool
 
 
 def open_schema(database: Database, tables: Tables, *, may_migrate: bool) -> str:
@@ -74,6 +87,14 @@ class Migrations:
             return _read_id(connection, self._tables) or _make_id(connection, self._tables)
 
         return self._database.transact_alone(self._tables.prefix, migrate)
+
+    def look(self) -> SchemaState:
+        """How the schema is, good or not; nothing is changed. Raises StoreError."""
+        check_sqlite_file(self._database)
+        with self._database.read() as connection:
+            current = _read_version(connection, self._tables)
+        is_newer = current is not None and current not in self.revisions
+        return SchemaState(current, self.head, self._is_good(current), is_newer)
 
     def check(self) -> str:
         """The schema's revision, which is good for this release. Raises StoreError, StoreSchemaError."""
