@@ -14,6 +14,7 @@ from click_didyoumean import DYMGroup
 #: Each command by the module and name where it is, in the order in which ``--help`` shows them.
 COMMANDS = {
     "runs": "dagabaaz_celery.cli.runs:runs",
+    "doctor": "dagabaaz_celery.cli.doctor:doctor",
 }
 
 

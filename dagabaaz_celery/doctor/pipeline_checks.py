@@ -1,0 +1,180 @@
+"""Checks of pipelines: whether their plugins and queues have workers, and whether their runs go on."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+from dagabaaz_celery.doctor.facts import Facts
+from dagabaaz_celery.doctor.findings import Check, Said, advise, fail, ok, warn
+from dagabaaz_celery.doctor.routes import Route
+from dagabaaz_celery.errors import DagabaazError, PipelineError
+
+#: Names in one finding.
+_SHOWN = 8
+
+
+def check_pipelines(facts: Facts) -> Iterator[Said]:
+    """Pipelines that are registered can be started."""
+    if facts.plugins_problem is not None and facts.settings_problem is None:
+        yield fail(
+            facts.plugins_problem.message,
+            "A worker with this code does not start, and no run can be.",
+            '@dag.plugin(name="another_name")   # for one of the two',
+        )
+        return
+    facts.routes  # noqa: B018  # raises where plugins cannot be read
+    count = 0
+    for name in sorted(facts.dag._pipelines):
+        try:
+            facts.dag._find_definition(name, None)
+        except DagabaazError as error:
+            count += 1
+            problems = error.problems if isinstance(error, PipelineError) else [error.message]
+            yield fail(
+                f"pipeline {name!r} cannot run: {'; '.join(problems[:3])}",
+                "start() refuses it.",
+                "Import the module that has the plugin where the app is made, or correct the name in the pipeline.",
+            )
+    if not count:
+        total = len(facts.dag._pipelines)
+        yield ok(f"{total} registered pipelines can run" if total else "no pipeline is registered here")
+
+
+def check_queues(facts: Facts) -> Iterator[Said]:
+    """Every queue that nodes are sent to has a live worker."""
+    for route in facts.routes:
+        if route.problem:
+            yield fail(
+                f"{route.where} cannot be sent: {route.problem}",
+                "Its tasks fail, and with them the run.",
+                f'app.conf.task_routes = {{"{route.task}": {{"queue": "{facts.app.conf.task_default_queue}"}}}}',
+            )
+    consumed = {queue for worker in facts.living for queue in worker.queues}
+    missing: dict[str, list[str]] = defaultdict(list)
+    for route in facts.routes:
+        if route.queues is not None and not consumed.intersection(route.queues):
+            missing[route.queues[0]].append(route.where)
+    waiting = {backlog.queue: backlog for backlog in facts.contents.backlogs}
+    for queue in waiting:
+        if queue not in consumed and queue not in missing:
+            missing[queue] = ["tasks that were published"]
+    for queue, sources in sorted(missing.items()):
+        backlog = waiting.get(queue)
+        wait = f"; {backlog.tasks} tasks wait there, the first for {backlog.oldest:.0f} s" if backlog else ""
+        yield fail(
+            f"no live worker consumes the queue {queue!r}, which is used by {_shorten(sources)}{wait}",
+            "Tasks that are sent there wait, and their runs with them.",
+            f"{facts.command} worker -Q {','.join(sorted(missing))}",
+        )
+    unknown = sorted({route.where for route in facts.routes if route.queues is None and not route.problem})
+    if unknown:
+        yield advise(
+            f"it cannot be told which queues get {_shorten(unknown)}",
+            "They are sent to an exchange that this app binds no queue to.",
+            'app.conf.task_queues = [Queue("name", exchange=Exchange("..."), routing_key="...")]',
+        )
+    if not missing and not unknown:
+        queues = sorted({queue for route in facts.routes for queue in route.queues or ()})
+        yield ok(f"every queue has a live worker: {', '.join(queues)}" if queues else "no pipeline uses a queue")
+
+
+def check_plugins(facts: Facts) -> Iterator[Said]:
+    """Workers know what pipelines name, and so does this process."""
+    count = 0
+    for said in _find_unknown_to_workers(facts):
+        count += 1
+        yield said
+    known_here = set(facts.app.tasks)
+    foreign = {route.task: route for route in facts.routes if route.task not in known_here}
+    for task, route in sorted(foreign.items()):
+        count += 1
+        yield warn(
+            f"task {task} is not known here, and is used by {route.where}",
+            "Runs of that pipeline cannot be started or checked in this process.",
+            f"import {task.rpartition('.')[0] or task}   # in the module that makes the app, or app.conf.imports",
+        )
+    elsewhere = {task for worker in facts.living for task in worker.report.get("plugins", {}).values()}
+    missing_here = sorted(elsewhere - known_here - foreign.keys())
+    if missing_here:
+        count += 1
+        yield advise(
+            f"workers have plugins that are not known here: {_shorten(missing_here)}",
+            "A pipeline that names them can be started elsewhere only.",
+            f"import {missing_here[0].rpartition('.')[0] or missing_here[0]}   # in the module that makes the app",
+        )
+    if not count:
+        yield ok("workers and this process know the same plugins")
+
+
+def _find_unknown_to_workers(facts: Facts) -> Iterator[Said]:
+    """Tasks of pipelines that no worker of their queue knows, or not every one; plugins that no worker knows."""
+    used: dict[str, Route] = {}
+    for route in facts.routes:
+        used.setdefault(route.task, route)
+        users = [worker for worker in facts.workers if set(worker.queues).intersection(route.queues or ())]
+        lacking = [worker.name for worker in users if route.task not in worker.tasks]
+        if not lacking or used[route.task] is not route:
+            continue
+        fix = f"app.conf.imports = ['{route.task.rpartition('.')[0] or route.task}']   # then start those workers again"
+        if len(lacking) == len(users):
+            yield fail(
+                f"no live worker knows task {route.task} of {route.where}",
+                "A worker that gets it sends it back for ten minutes, then its run fails.",
+                fix,
+            )
+        else:
+            yield warn(
+                f"{_shorten(lacking)} consumes {', '.join(route.queues or ())} and does not know task {route.task} of "
+                f"{route.where}",
+                "What that worker gets of it is sent back until another has it.",
+                fix,
+            )
+    known = {task for worker in facts.workers for task in worker.tasks}
+    for name in facts.dag.plugin_names() if facts.workers else []:
+        info = facts.dag.find_plugin(name)
+        if info is not None and info.task_name not in known and info.task_name not in used:
+            yield warn(
+                f"plugin {name!r} ({info.task_name}) is known here, and to no live worker",
+                "A pipeline with it can be started here, and its tasks go back and forth until they fail.",
+                f"{facts.command} worker   # start workers again with the code that is here",
+            )
+
+
+def check_overdue(facts: Facts) -> Iterator[Said]:
+    """What is owed to the queue gets there."""
+    overdue = facts.contents.overdue
+    if overdue:
+        yield warn(
+            f"{overdue} tasks should have been published a minute ago, and were not",
+            "No live worker sweeps, the broker refuses them, or it is away. The log of a worker says which.",
+            f"{facts.command} worker --loglevel INFO",
+        )
+    else:
+        yield ok("nothing that should have been published waits")
+
+
+def check_callbacks(facts: Facts) -> Iterator[Said]:
+    """Callbacks for the ends of runs return."""
+    failing = facts.contents.failing_callbacks
+    if failing:
+        yield warn(
+            f"{failing} callbacks for ends of runs have raised again and again",
+            "They are called until they return. The log of a worker has the traceback.",
+            f"{facts.command} worker --loglevel INFO   # search its log for: the callback",
+        )
+    else:
+        yield ok("no callback fails again and again")
+
+
+def _shorten(names: list[str]) -> str:
+    unique = list(dict.fromkeys(names))
+    more = f" and {len(unique) - _SHOWN} more" if len(unique) > _SHOWN else ""
+    return ", ".join(unique[:_SHOWN]) + more
+
+
+CHECKS: tuple[Check[Facts], ...] = (
+    Check("pipelines", "Can every registered pipeline run?", check_pipelines),
+    Check("queues", "Does a live worker consume every queue that pipelines use?", check_queues),
+    Check("plugins", "Do workers and this process know the same plugins?", check_plugins),
+    Check("overdue", "Is everything published that should be?", check_overdue),
+    Check("callbacks", "Do callbacks for the ends of runs return?", check_callbacks),
+)
