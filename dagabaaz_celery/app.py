@@ -268,7 +268,7 @@ class Dagabaaz:
                 run_id=run_id,
                 key=key,
                 version=found_version,
-                options=dict(options or {}),
+                options=self._runtime.with_carried(run_id, definition.name, options or {}),
                 timeout=timeout,
                 tags=dict(tags or {}),
             )

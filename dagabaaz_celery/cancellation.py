@@ -28,6 +28,7 @@ def cancel_run(runtime: Runtime, run_id: str, reason: str, *, terminate: bool, b
         not_done=f"{before}run {run_id} was not cancelled. Try again when the database is back.",
         in_doubt=f"{before}run {run_id} may have been cancelled. Look at it when the database is back.",
     )
+    runtime.report(cancelled)
     unfinished = f"{before}run {run_id} is cancelled, and no body of it starts; a worker cancels its open tasks later."
     call_now(
         lambda again: runtime.do_all_owed(cancelled.owed, terminate=terminate),

@@ -381,12 +381,17 @@ class Run:
         Raises RunStateError unless the run failed, crashed or was cancelled, and while it is being undone or a part of
         it could not be; UnknownNode; StoreUnavailable with the database away.
         """
-        store, before = self._runtime.store, 0
+        store = self._runtime.store
+        before: RunRow | None = None
+        carried: Mapping[str, str] = {}
 
         def retry(again: bool) -> Aftermath:
-            nonlocal before
-            before = before or store.get_run(self.id).generation
-            return store.retry(self.id, after=before if again else None, from_node=from_node)
+            nonlocal before, carried
+            if before is None:
+                before = store.get_run(self.id)
+                carried = self._runtime.carry_again(before)
+            after = before.generation if again else None
+            return store.retry(self.id, after=after, from_node=from_node, carried=carried)
 
         self._runtime.settle(self._ask("retried", retry))
 

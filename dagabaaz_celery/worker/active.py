@@ -1,42 +1,54 @@
-"""The work whose body runs in this thread, and its secrets: what ``self.retry`` refers to."""
+"""The work whose body runs here, and its secrets: what ``self.retry`` refers to, and what log records name.
 
-import threading
+A context variable, so that what the body starts on its event loop or by ``asyncio.to_thread`` sees it too.
+"""
+
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 
 from dagabaaz_celery.stores.sql.store import Work
 from dagabaaz_celery.worker.secrets import Secrets
 
-_stack = threading.local()
+
+class Active(NamedTuple):
+    """An attempt whose body is at work; ``slug`` is its node's, ``secrets`` None for a task without a wrapper."""
+
+    work: Work
+    slug: str
+    secrets: Secrets | None
+
+
+_active: ContextVar[Active | None] = ContextVar("dagabaaz_active", default=None)
 
 
 @contextmanager
-def running(work: Work, secrets: Secrets) -> Iterator[None]:
-    """Make an attempt this thread's current one; eager tasks nest."""
-    stack = _stack.__dict__.setdefault("items", [])
-    stack.append((work, secrets))
+def running(work: Work, slug: str, secrets: Secrets | None) -> Iterator[None]:
+    """Make an attempt the current one; eager tasks nest."""
+    token = _active.set(Active(work, slug, secrets))
     try:
         yield
     finally:
-        stack.pop()
+        _active.reset(token)
+
+
+def find_active() -> Active | None:
+    """The attempt whose body this code runs in."""
+    return _active.get()
 
 
 def current_work() -> Work | None:
-    """What this thread's body in progress works on."""
-    current = _current()
-    return None if current is None else current[0]
+    """What the body in progress works on."""
+    active = _active.get()
+    return None if active is None else active.work
 
 
 def redact_current(text: str) -> str:
-    """The text without the secrets of this thread's body in progress."""
-    current = _current()
-    return text if current is None else current[1].redact(text)
-
-
-def _current() -> tuple[Work, Secrets] | None:
-    stack: list[tuple[Work, Secrets]] | None = _stack.__dict__.get("items")
-    return stack[-1] if stack else None
+    """The text without the secrets of the body in progress."""
+    active = _active.get()
+    return text if active is None or active.secrets is None else active.secrets.redact(text)
 
 
 class Throttle:

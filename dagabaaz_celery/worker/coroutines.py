@@ -1,6 +1,7 @@
 """Async bodies: one long-lived event loop for each worker thread, so that clients and pools live across tasks."""
 
 import asyncio
+import contextvars
 import functools
 import inspect
 import os
@@ -47,7 +48,8 @@ def _run_on_loop(coroutine: Coroutine[Any, Any, Any]) -> Any:
     loop: _ThreadLoop | None = getattr(_local, "loop", None)
     if loop is None or loop.pid != os.getpid():  # a forked child must not touch its parent's loop
         loop = _local.loop = _ThreadLoop()
-    return loop.runner.run(coroutine)
+    # In this task's context: the loop's own is that of the first task that used it.
+    return loop.runner.run(coroutine, context=contextvars.copy_context())
 
 
 async def _collect(values: AsyncIterator[Any]) -> list[Any]:

@@ -19,6 +19,7 @@ from dagabaaz_celery.json_door import check_json
 from dagabaaz_celery.stores.sql.engine import CommitUnanswered, describe_outage, is_outage
 from dagabaaz_celery.stores.sql.records import DEADLINE_EXCEEDED, Aftermath, NewArtifact, ResultShape, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
+from dagabaaz_celery.worker.observers import Observers, tell_of_loss
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -43,12 +44,19 @@ class OutcomeHandler:
     """
 
     def __init__(
-        self, store: SqlStore, settle: Callable[[Aftermath], None], *, max_recoveries: int, unknown_pause: float
+        self,
+        store: SqlStore,
+        settle: Callable[[Aftermath], None],
+        *,
+        max_recoveries: int,
+        unknown_pause: float,
+        observers: Observers,
     ) -> None:
         self._store = store
         self._settle = settle
         self._max_recoveries = max_recoveries
         self._unknown_pause = unknown_pause
+        self._observers = observers
         self._unknown_since: dict[str, float] = {}
         self.refused = 0
 
@@ -76,7 +84,16 @@ class OutcomeHandler:
 
     def rescue(self, work: Work, reason: TaskError) -> bool:
         """The attempt was lost with its worker."""
-        return self._record(work, "rescue", lambda: self._store.rescue(work, reason, self._max_recoveries))
+        won = self._record(work, "rescue", lambda: self._store.rescue(work, reason, self._max_recoveries))
+        if won and self._observers:
+            self._observers.tell("rescued", work)
+            self.report_loss(work, reason)
+        return won
+
+    def report_loss(self, work: Work, error: TaskError) -> None:
+        """Tell observers of an attempt that ended with its process, from where its body could not."""
+        if self._observers:
+            tell_of_loss(self._observers, self._store, work, error)
 
     def return_unknown(self, attempt_id: str, name: str, known_to: list[str]) -> None:
         """A worker got a task that it does not know: owed again for a while, then failed."""

@@ -10,7 +10,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -22,11 +22,13 @@ from celery.utils.serialization import raise_with_context
 from dagabaaz_celery.context import PluginContext
 from dagabaaz_celery.errors import MissingFile, StoreMismatch, TaskInputError
 from dagabaaz_celery.models import DagNode
+from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, describe_url, is_outage
 from dagabaaz_celery.stores.sql.records import ClaimRefused, NewArtifact, ResultShape, TaskError, plain_value
 from dagabaaz_celery.stores.sql.store import Claimed, Work
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.worker.active import Throttle, current_work, redact_current, running
+from dagabaaz_celery.worker.observers import Body
 from dagabaaz_celery.worker.outcome import (
     describe_deadline,
     describe_error,
@@ -48,10 +50,18 @@ logger = logging.getLogger(__name__)
 _CLAIM_PATIENCE = 30.0
 #: A message that is given back comes again at once: this keeps it from spinning.
 _REQUEUE_PAUSE = 1.0
+_UNOBSERVED = nullcontext()
 
 
 class AttemptSuperseded(Ignore):  # type: ignore[misc]  # Celery ships no types
     """Raised out of a body whose next attempt is recorded: Celery then acknowledges and stores nothing."""
+
+    def __init__(self, message: str, reason: TaskError | None = None) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return AttemptSuperseded, self.args  # a pool's process hands it to the main one, which needs no reason
 
 
 def wrap_plugin(runtime: Runtime, plugin: Plugin) -> None:
@@ -106,9 +116,11 @@ class _Execution:
         self._attempt_id = str(plugin.task.request.id)
         self._secrets = Secrets(runtime.secret_resolver)
         self._has_begun = False
+        self._header: dict[str, Any] = {}
 
     def run(self, header: dict[str, Any]) -> Any:
         """The body's plain result, for an explicit result backend; None where results are ignored."""
+        self._header = header
         self._refuse_other_store(header)
         claimed = self._claim()
         try:
@@ -123,7 +135,7 @@ class _Execution:
         work = claimed.work
         door = ArtifactDoor(self._runtime.settings, self._plugin.info.name, self._secrets)
         try:
-            with running(work, self._secrets):
+            with running(work, self._node_of(work).slug, self._secrets), self._observe(work):
                 result = self._call_body(claimed, door)
                 artifacts, shape = door.take_result(result)
         except AttemptSuperseded:
@@ -179,7 +191,11 @@ class _Execution:
 
     def _give_back(self, outage: Exception) -> Reject:
         """The worker stops while the database is away: the work is not failed, others do it again."""
-        logger.warning("attempt %s ends without a database to tell: its message goes back", self._attempt_id)
+        logger.warning(
+            "attempt %s of run %s ends without a database to tell: its message goes back",
+            self._attempt_id,
+            self._header.get("run"),
+        )
         return Reject(outage, requeue=True)
 
     def _refuse_other_store(self, header: dict[str, Any]) -> None:
@@ -205,11 +221,17 @@ class _Execution:
                 give_up_after=_CLAIM_PATIENCE if self._plugin.task.acks_late else None,
             )
         except DATABASE_ERRORS as error:
-            logger.warning("the database is away, the message of attempt %s goes back: %s", self._attempt_id, error)
+            logger.warning(
+                "the database is away, the message of attempt %s of run %s goes back: %s",
+                self._attempt_id,
+                self._header.get("run"),
+                error,
+            )
             time.sleep(_REQUEUE_PAUSE)
             raise Reject(error, requeue=True) from error
         if isinstance(claimed, ClaimRefused):
-            logger.info("attempt %s was not started: %s", claimed.attempt_id, claimed.reason)
+            run_id = self._header.get("run")
+            logger.info("attempt %s of run %s was not started: %s", claimed.attempt_id, run_id, claimed.reason)
             raise Ignore(claimed.reason)
         return claimed
 
@@ -222,6 +244,24 @@ class _Execution:
         args, kwargs = self._plugin.parameters.fill(task_input, context)
         self._has_begun = True
         return self._body(*args, **kwargs)
+
+    def _observe(self, work: Work) -> AbstractContextManager[None]:
+        observers = self._runtime.observers
+        if not observers:
+            return _UNOBSERVED
+        definition = self._runtime.store.definition_of(work.definition_hash).definition
+        return observers.around_body(
+            describe_body(self._plugin.task, self._header, work, definition, lambda error: self._explain(work, error))
+        )
+
+    def _explain(self, work: Work, error: BaseException) -> tuple[TaskError, bool]:
+        if isinstance(error, AttemptSuperseded):
+            return error.reason or describe_error(error, self._secrets.redact), True
+        if isinstance(error, Retry):
+            return describe_error(_cause_of(error), self._secrets.redact), True
+        if isinstance(error, (Ignore, Reject)):
+            return explain_no_outcome(error), False
+        return self._describe(work, error), False
 
     def _node_of(self, work: Work) -> DagNode:
         definition = self._runtime.store.definition_of(work.definition_hash).definition
@@ -264,10 +304,10 @@ class _Execution:
 
     def _record_raised_retry(self, work: Work, error: Retry) -> None:
         """A body that raises Retry itself, without ``self.retry``."""
-        cause = describe_error(error.exc if isinstance(error.exc, BaseException) else error, self._secrets.redact)
+        cause = describe_error(_cause_of(error), self._secrets.redact)
         delay = _retry_delay(self._runtime, error.when)
         self._runtime.outcome.retry(work, delay=delay, retries=work.attempt.retries + 1, error=cause)
-        raise AttemptSuperseded("the body asked for another attempt") from error
+        raise AttemptSuperseded("the body asked for another attempt", cause) from error
 
 
 def _retry_in_run(  # the parameters, and their places, of Task.retry
@@ -311,10 +351,31 @@ def _retry_in_run(  # the parameters, and their places, of Task.retry
     if cause is not None:
         reason = describe_error(cause, redact_current)
     runtime.outcome.retry(work, delay=delay, retries=retries, error=reason)
-    superseded = AttemptSuperseded(f"retry {retries} is due in {delay:g} s")
+    superseded = AttemptSuperseded(f"retry {retries} is due in {delay:g} s", reason)
     if throw:
         raise superseded
     return superseded
+
+
+def _cause_of(error: Retry) -> BaseException:
+    return error.exc if isinstance(error.exc, BaseException) else error
+
+
+def describe_body(
+    task: Task, header: dict[str, Any], work: Work, definition: Definition, explain: Callable[[BaseException], Any]
+) -> Body:
+    """What observers are told of a body that is about to run."""
+    node, delivery = definition.node_of(work.attempt.node_index), task.request.delivery_info or {}
+    return Body(
+        work=work,
+        pipeline=definition.name,
+        slug=node.slug,
+        plugin=(node.rollback if work.attempt.node_index < 0 else node.plugin) or "",
+        carried=header.get("carried", {}),
+        queue=delivery.get("routing_key"),
+        due_at=header.get("due"),
+        explain=explain,
+    )
 
 
 def _retry_delay(runtime: Runtime, when: datetime | float | None) -> float:

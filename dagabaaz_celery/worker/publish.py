@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -14,15 +15,16 @@ from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.secret_references import resolve_references
 from dagabaaz_celery.stores.sql.engine import is_outage
-from dagabaaz_celery.stores.sql.records import Dispatch, TaskError
+from dagabaaz_celery.stores.sql.records import CARRIED, Dispatch, TaskError
 from dagabaaz_celery.stores.sql.store import KILL_AFTER, SqlStore
 from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker, Link, Refused, Target
 from dagabaaz_celery.worker.forks import fork_gate
+from dagabaaz_celery.worker.observers import Observers
 from dagabaaz_celery.worker.registry import PluginRegistry
 
 logger = logging.getLogger(__name__)
 
-#: The message header that makes a task ours: {"store", "run", "node", "task"}.
+#: The message header that makes a task ours: {"store", "run", "node", "task"}; with observers also "carried", "due".
 HEADER = "dagabaaz"
 #: Seconds added to a delay: a message must not come before the database's clock says that it is due.
 _CLOCK_MARGIN = 0.05
@@ -52,6 +54,7 @@ class Publisher:
         *,
         max_input_bytes: int,
         fail_task: FailTask,
+        observers: Observers,
     ) -> None:
         self._app = app
         self._broker = broker
@@ -59,6 +62,7 @@ class Publisher:
         self._registry = registry
         self._max_input_bytes = max_input_bytes
         self._fail_task = fail_task
+        self._observers = observers
         self._eager = _EagerQueue()
 
     def publish(self, dispatches: Sequence[Dispatch]) -> bool:
@@ -156,8 +160,11 @@ class Publisher:
                 _REFUSED_PAUSE,
             )
             self._store.postpone(attempt_ids, _REFUSED_PAUSE)
+        runs = {dispatch.attempt_id: dispatch.run_id for dispatch in batch.dispatches} if batch.hopeless else {}
         for attempt_id, error in batch.hopeless.items():
-            logger.warning("attempt %s cannot be published, its task fails: %s", attempt_id, error)
+            logger.warning(
+                "attempt %s of run %s cannot be published, its task fails: %s", attempt_id, runs[attempt_id], error
+            )
             self._fail_task(attempt_id, TaskError(type(error).__name__, str(error)))
 
     def _prepare(self, dispatch: Dispatch) -> tuple[Target, Callable[[Any], object]]:
@@ -194,15 +201,21 @@ class Publisher:
     def _route(self, dispatch: Dispatch, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """A task's options, with the queue and whatever else routing says."""
         definition = self._store.definition_of(dispatch.definition_hash).definition
-        return route_node(self._app, definition, dispatch.node_index, dispatch.options, args, kwargs)
+        given = {option: value for option, value in dispatch.options.items() if option != CARRIED}
+        return route_node(self._app, definition, dispatch.node_index, given, args, kwargs)
 
     def _header(self, dispatch: Dispatch) -> dict[str, Any]:
-        return {
+        header: dict[str, Any] = {
             "store": self._store.id,
             "run": dispatch.run_id,
             "node": dispatch.node_index,
             "task": dispatch.task_id,
         }
+        if CARRIED in dispatch.options:
+            header["carried"] = dispatch.options[CARRIED]
+        if self._observers:
+            header["due"] = time.time() + dispatch.delay
+        return header
 
     def _message_arguments(self, dispatch: Dispatch) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Nothing for a wrapped plugin, which reads its input from the store; the input itself for any other task.

@@ -103,9 +103,15 @@ class LostMessages:
     """One worker's look for lost messages; any number of workers may look at once."""
 
     def __init__(
-        self, broker: Broker, store: SqlStore, publisher: Publisher, is_stopping: Callable[[], bool] = lambda: False
+        self,
+        broker: Broker,
+        store: SqlStore,
+        publisher: Publisher,
+        is_stopping: Callable[[], bool] = lambda: False,
+        note: Callable[[str, int], None] = lambda action, count: None,
     ) -> None:
         self._is_stopping = is_stopping
+        self._note = note
         self._broker = broker
         self._store = store
         self._publisher = publisher
@@ -186,6 +192,7 @@ class LostMessages:
             if self._is_stopping() or not self._publisher.publish(some):
                 return False
             self._store.mark_resent([dispatch.attempt_id for dispatch in some])
+            self._note("resend", len(some))
         return True
 
     def _count_messages(self, name: str) -> int:

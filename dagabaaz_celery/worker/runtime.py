@@ -3,7 +3,7 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from celery import Celery
@@ -11,11 +11,12 @@ from celery import Celery
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.errors import StoreUrlMissing
 from dagabaaz_celery.settings import Settings, read_settings
-from dagabaaz_celery.stores.sql.records import Aftermath, Owed
+from dagabaaz_celery.stores.sql.records import CARRIED, Aftermath, Owed, RunRow
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
 from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker
 from dagabaaz_celery.worker.local_store import make_process_store_url
+from dagabaaz_celery.worker.observers import Observers, RunFacts, find_closed_nodes
 from dagabaaz_celery.worker.outcome import OutcomeHandler, ends_process, stop_flag, wait_out
 from dagabaaz_celery.worker.publish import Publisher
 from dagabaaz_celery.worker.registry import PluginRegistry
@@ -56,6 +57,8 @@ class Runtime:
         self.secret_resolver = secret_resolver
         self.registry = PluginRegistry()
         self.callbacks: dict[RunStatus, list[RunCallback]] = {}
+        #: Told of what happens to runs in this process.
+        self.observers = Observers()
         #: Set in a worker's main process before its pool starts, so that its children inherit it.
         self.worker_id: str | None = None
         #: Takes work from the main process's signal receivers; None outside a worker's main process.
@@ -94,6 +97,7 @@ class Runtime:
             self.settle,
             max_recoveries=settings.max_recoveries,
             unknown_pause=settings.sweep_interval,
+            observers=self.observers,
         )
 
     @_built_once
@@ -111,6 +115,7 @@ class Runtime:
             self.registry,
             max_input_bytes=self.settings.max_input_bytes,
             fail_task=self.outcome.fail_attempt,
+            observers=self.observers,
         )
 
     def prepare_worker(self) -> None:
@@ -139,6 +144,7 @@ class Runtime:
             self.publisher.publish(aftermath.publish)
         except Exception:
             logger.exception("publishing failed after the commit: the sweep publishes what is owed")
+        self.report(aftermath)
         for owed in sorted(aftermath.owed, key=_by_urgency):
             try:
                 self.do_owed(owed)
@@ -147,10 +153,40 @@ class Runtime:
                     "%s of run %s failed after the commit: the sweep does it again", owed.kind, owed.run_id
                 )
 
+    def report(self, aftermath: Aftermath) -> None:
+        """Tell observers what a commit did. What they hear, the database's times among it, is read anew."""
+        if not self.observers or not (aftermath.started or aftermath.closed or aftermath.has_end):
+            return
+        try:
+            run, closed = find_closed_nodes(self.store, aftermath)
+        except Exception as error:
+            logger.warning("what became of run %s is not told to observers: %s", aftermath.run_id, error)
+            return
+        if aftermath.started:
+            self.observers.tell("run_started", run)
+        for node in closed:
+            self.observers.tell("node_closed", node)
+        if aftermath.has_end and run.ended_at is not None:
+            self.observers.tell("run_ended", run)
+
+    def with_carried(self, run_id: str, pipeline: str, options: Mapping[str, Any]) -> dict[str, Any]:
+        """A run's options, with what its observers want to find with it again."""
+        carried = self.observers.carry(run_id, pipeline, {}) if self.observers else {}
+        return {**options, CARRIED: carried} if carried else dict(options)
+
+    def carry_again(self, run: RunRow) -> Mapping[str, str]:
+        """What observers want to find with a run that is retried, in place of what they wanted before."""
+        if not self.observers:
+            return {}
+        return self.observers.carry(run.id, run.pipeline, RunFacts.of(run).carried)
+
     def publish_due(self, limit: int) -> bool:
         """Publish up to ``limit`` tasks that are owed to the queue; whether there may be more that can be published."""
         due = self.store.lease_due_tasks(limit)
-        return self.publisher.publish(due) and len(due) == limit
+        was_sent = self.publisher.publish(due)
+        if self.observers and due and was_sent:
+            self.observers.tell("swept", "publish", len(due))
+        return was_sent and len(due) == limit
 
     def do_owed(self, owed: Owed, *, terminate: bool = False) -> None:
         """Do one owed thing that this process has leased; ``terminate`` ends the bodies that a cancellation finds."""

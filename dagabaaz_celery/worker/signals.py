@@ -8,17 +8,19 @@ is left alone.
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from billiard.exceptions import TimeLimitExceeded, WorkerLostError
 from celery import Task, signals, states
 from celery._state import get_current_task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Retry
 
 from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import ClaimRefused, TaskError
 from dagabaaz_celery.stores.sql.store import Work
 from dagabaaz_celery.stores.sql.tables import new_id
+from dagabaaz_celery.worker.active import running
 from dagabaaz_celery.worker.outcome import (
     describe_deadline,
     describe_error,
@@ -27,7 +29,7 @@ from dagabaaz_celery.worker.outcome import (
     seconds_until,
     wait_out,
 )
-from dagabaaz_celery.worker.plugin_task import is_wrapped, read_header
+from dagabaaz_celery.worker.plugin_task import describe_body, is_wrapped, read_header
 from dagabaaz_celery.worker.publish import HEADER
 from dagabaaz_celery.worker.results import ArtifactDoor
 from dagabaaz_celery.worker.runtime import Runtime
@@ -40,6 +42,8 @@ class SignalReceivers:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
+        #: What is to be left when the body of a task without a wrapper is over, by its attempt id.
+        self._entered: dict[str, ExitStack] = {}
 
     def connect(self) -> None:
         """Connect every receiver; the caller keeps this object alive."""
@@ -54,24 +58,27 @@ class SignalReceivers:
     def on_prerun(self, sender: Task, task_id: str, **_: Any) -> None:
         """Show an unfenced task as running. It runs whatever the store says: nothing can stop it here."""
         if self._is_unfenced(sender):
-            self._do("claim", task_id, lambda: self._claim_unfenced(task_id))
+            self._do("claim", task_id, lambda: self._claim_unfenced(sender, task_id))
 
     def on_success(self, sender: Task, result: Any, **_: Any) -> None:
         """A task without a wrapper succeeded; a wrapped one recorded that itself."""
         if self._is_unfenced(sender):
             task_id = sender.request.id
+            self._leave(task_id)
             self._do("success", task_id, lambda: self._complete(sender, task_id, result))
 
     def on_failure(self, sender: Task, task_id: str, exception: BaseException, **_: Any) -> None:
         """A body raised, was stopped at its hard time limit, or its process was lost."""
         # In the main process the request is not at hand: there the store is asked whether the task is one of ours.
         in_consumer = get_current_task() is None
+        self._leave(task_id, exception)
         if sender.app is self._runtime.app and (in_consumer or self._is_ours(sender.app, read_header(sender.request))):
             self._do("failure", task_id, lambda: self._fail(task_id, exception))
 
     def on_retry(self, sender: Task, request: Any, reason: Any, **_: Any) -> None:
         """A task without a wrapper asked for another attempt, which Celery publishes under the same id."""
         if self._is_unfenced(sender):
+            self._leave(request.id, reason)
             delay = seconds_until(getattr(reason, "when", None))
             self._do("retry", request.id, lambda: self._lend(request.id, delay, (request.retries or 0) + 1))
 
@@ -83,6 +90,7 @@ class SignalReceivers:
         if not self._is_unfenced(sender):
             return
         error = sys.exc_info()[1]
+        self._leave(task_id, retval if isinstance(retval, BaseException) else error)
         if state is None and error is not None and not ends_process(error):
             self._do("failure", task_id, lambda: self._fail(task_id, error))
         elif state == states.IGNORED or (state == states.REJECTED and not (retval.requeue and sender.acks_late)):
@@ -114,17 +122,45 @@ class SignalReceivers:
         except Exception:
             logger.exception("the %s of task %s could not be recorded: the sweep finds it", what, task_id)
 
-    def _claim_unfenced(self, attempt_id: str) -> None:
+    def _claim_unfenced(self, task: Task, attempt_id: str) -> None:
         token = new_id()
         store, worker_id = self._runtime.store, self._runtime.worker_id
         claimed = wait_out(lambda: store.claim(attempt_id, token, worker_id, may_hand_back=False))
         if isinstance(claimed, ClaimRefused):
             logger.warning("task %s runs although it should not: %s", attempt_id, claimed.reason)
+            return
+        self._enter(task, claimed.work)
+
+    def _enter(self, task: Task, work: Work) -> None:
+        """What a wrapper does around the body: name it in logs, tell observers."""
+        definition = self._runtime.store.definition_of(work.definition_hash).definition
+        self._entered[work.attempt.attempt_id] = entered = ExitStack()
+        entered.enter_context(running(work, definition.node_of(work.attempt.node_index).slug, None))
+        if self._runtime.observers:
+            header = dict(read_header(task.request) or {})
+            if task.request.retries:
+                header.pop("due", None)  # Celery sent it again, and says not when
+            body = describe_body(task, header, work, definition, self._explain)
+            entered.enter_context(self._runtime.observers.around_body(body))
+
+    def _leave(self, attempt_id: str | None, error: BaseException | None = None) -> None:
+        entered = self._entered.pop(attempt_id, None) if attempt_id is not None else None
+        if entered is not None:
+            entered.__exit__(
+                None if error is None else type(error), error, None if error is None else error.__traceback__
+            )
+
+    def _explain(self, error: BaseException) -> tuple[TaskError, bool]:
+        cause = error.exc if isinstance(error, Retry) and isinstance(error.exc, BaseException) else error
+        return describe_error(cause), isinstance(error, Retry)
 
     def _complete(self, task: Task, attempt_id: str, result: Any) -> None:
         work = wait_out(lambda: self._runtime.store.find_work(attempt_id))
         if work is None:
-            logger.warning("the success of task %s was refused: it is not current any more", attempt_id)
+            run_id = (read_header(task.request) or {}).get("run")
+            logger.warning(
+                "the success of task %s of run %s was refused: it is not current any more", attempt_id, run_id
+            )
             return
         try:
             artifacts, shape = ArtifactDoor(self._runtime.settings, task.name).take_result(result)
@@ -147,7 +183,9 @@ class SignalReceivers:
         if isinstance(exception, WorkerLostError):
             self._runtime.outcome.rescue(work, describe_error(exception))
         else:
-            self._runtime.outcome.fail(work, error or self._describe(work, exception))
+            explained = error or self._describe(work, exception)
+            if self._runtime.outcome.fail(work, explained) and isinstance(exception, TimeLimitExceeded):
+                self._runtime.outcome.report_loss(work, explained)
 
     def _describe(self, work: Work, exception: BaseException) -> TaskError:
         """A process that Celery killed at its hard limit had taken longer than its node's timeout, if that has one."""

@@ -69,7 +69,9 @@ class Sweeper:
             dead_after=settings.dead_after,
         )
         self._watch = Watch(self._heart, dead_after=settings.dead_after)
-        self._lost_messages = LostMessages(runtime.broker, runtime.store, runtime.publisher, self._stop.is_set)
+        self._lost_messages = LostMessages(
+            runtime.broker, runtime.store, runtime.publisher, self._stop.is_set, self._note
+        )
         self._callbacks = _CallbackThread(runtime, self._queue.callbacks)
         self._mourned: dict[str, WorkerRow] = {}
         #: Claims whose task was not found in the pool, and since when.
@@ -162,17 +164,20 @@ class Sweeper:
                     f"the {owed.kind} of run {owed.run_id}",
                     lambda owed=owed: self._runtime.do_owed(owed),  # type: ignore[misc]
                 )
+                self._note(owed.kind)
             if is_again:  # runs that wait for their last bodies are due again and again: the rest of the sweep is, too
                 break
         self._callbacks.look()
 
     def _enforce_deadlines(self) -> None:
         for work, timeout in self._store.find_overdue_tasks(_BATCH):
+            self._note("task_deadline")
             self._do_alone(
                 f"the deadline of task {work.attempt.task_id}",
                 lambda work=work, timeout=timeout: self._runtime.outcome.expire(work, timeout),  # type: ignore[misc]
             )
         for run_id in self._store.find_overdue_runs(_BATCH):
+            self._note("run_deadline")
             self._do_alone(
                 f"the deadline of run {run_id}",
                 lambda run_id=run_id: self._runtime.settle(self._store.expire(run_id)),  # type: ignore[misc]
@@ -188,6 +193,12 @@ class Sweeper:
 
     def _reconcile(self, run_id: str) -> None:
         self._runtime.settle(self._store.reconcile(run_id))
+        self._note("reconcile")
+
+    def _note(self, action: str, count: int = 1) -> None:
+        """Tell observers what this sweep did."""
+        if self._runtime.observers:
+            self._runtime.observers.tell("swept", action, count)
 
     def _do_alone(self, what: str, call: Callable[[], object]) -> None:
         """One thing of many: what is wrong with it must not keep the others waiting."""
@@ -271,6 +282,7 @@ class Sweeper:
         logger.warning(
             "task %s of run %s is lost (%s): attempt %d is over", attempt.task_id, attempt.run_id, what, attempt.number
         )
+        self._note("rescue")
         reason = TaskError("WorkerLost", f"attempt {attempt.number} was lost: {what}")
         self._do_alone(f"rescuing task {attempt.task_id}", lambda: self._runtime.outcome.rescue(work, reason))
 
@@ -318,6 +330,8 @@ class _CallbackThread:
             self._current = owed_now[0]
             try:
                 self._runtime.deliver(self._current)
+                if self._runtime.observers:
+                    self._runtime.observers.tell("swept", "callback", 1)
             finally:
                 self._current = None
 

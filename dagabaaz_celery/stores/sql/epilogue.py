@@ -38,7 +38,8 @@ def note_node_done(transaction: RunTransaction, node: NodeRow) -> None:
         transaction.remind_of_epilogue()
     elif run.epilogue is not None and (node.index < 0 or node.index in transaction.definition.topology.finalisers):
         status = "failed" if transaction.has_ended_badly(node.index) else "completed"
-        transaction.rows.nodes.try_close(transaction.connection, run.id, node.index, status)
+        if transaction.rows.nodes.try_close(transaction.connection, run.id, node.index, status):
+            transaction.aftermath.closed.append(node.index)
         transaction.note_node(replace(node, status=status))
         proceed(transaction)
 

@@ -13,6 +13,8 @@ Epilogue = Literal["waiting", "rollback", "finalisers"]
 RollbackStatus = Literal["none", "running", "done", "failed"]
 #: How a body's result is given back by ``run.result``: nothing, one value, or a list.
 ResultShape = Literal["none", "one", "many"]
+#: The name among a run's options under which observers keep what travels with it; no option of Celery's.
+CARRIED = "dagabaaz_carried"
 #: What an artifact was before it became one: its plain value is rebuilt from this.
 ArtifactShape = Literal["file", "record", "scalar"]
 
@@ -168,6 +170,15 @@ class Aftermath:
     owed: list[Owed] = field(default_factory=list)
     #: Of a cancellation: whether it was this one that ended the run.
     ended_run: bool = False
+    #: What observers are told: the run, whether it started here, the nodes that closed here, whether it ended here.
+    run_id: str = ""
+    started: bool = False
+    closed: list[int] = field(default_factory=list)
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the run ended in this transaction."""
+        return any(owed.kind == "callback" for owed in self.owed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ class RunRows:
             .where(by_id, run.c.status == RunStatus.FAILED, run.c.error.is_(None))
             .values(error=bindparam("b_error"))
         )
+        self._set_options = update(run).where(by_id).values(options=bindparam("b_options"))
         self._progress = update(run).where(by_id).values(nodes_done=bindparam("b_done"))
         self._pause = update(run).where(by_id, run.c.status.in_(OPEN_RUN_STATUSES)).values(paused=bindparam("b_paused"))
         self._reopen = (
@@ -171,6 +172,10 @@ class RunRows:
     ) -> None:
         """Record what goes on after the run's end."""
         connection.execute(self._set_epilogue, {"b_run": run_id, "b_epilogue": epilogue, "b_rollback": rollback})
+
+    def set_options(self, connection: Connection, run_id: str, options: Mapping[str, Any]) -> None:
+        """Replace a run's options."""
+        connection.execute(self._set_options, {"b_run": run_id, "b_options": json.dumps(options)})
 
     def is_overdue(self, connection: Connection, run_id: str) -> bool:
         """Whether an open run's deadline has passed."""

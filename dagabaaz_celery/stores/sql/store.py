@@ -227,6 +227,7 @@ class SqlStore:
             transaction = self.transaction(connection, run_id)
             orchestrator.start_run(transaction, run_id, definition.nodes, topology=cached.topology)
             transaction.flush()
+            transaction.aftermath.started = True
             return Started(transaction.run, True, transaction.aftermath)
 
         return self.transact(work)
@@ -759,10 +760,18 @@ class SqlStore:
             count,
         )
 
-    def retry(self, run_id: str, *, after: int | None = None, from_node: str | None = None) -> Aftermath:
+    def retry(
+        self,
+        run_id: str,
+        *,
+        after: int | None = None,
+        from_node: str | None = None,
+        carried: Mapping[str, str] | None = None,
+    ) -> Aftermath:
         """Run again, in the next generation, what did not complete, and ``from_node`` with all that depends on it.
 
         A repeat after a lost answer says ``after`` which generation it was asked for: if that is past, it is done.
+        ``carried`` replaces what travels with the run for observers, where there are any.
         Raises RunStateError, UnknownRun, UnknownNode.
         """
 
@@ -773,9 +782,12 @@ class SqlStore:
             self.rows.nodes.lock_all(connection, run_id)
             if after is not None and transaction.run.generation > after:
                 return Aftermath()
+            if carried:
+                transaction.set_carried(carried)
             reopening.reopen(transaction, from_node)
             self._reconcile(transaction)
             transaction.flush()
+            transaction.aftermath.started = True
             return transaction.aftermath
 
         return self.transact(work)

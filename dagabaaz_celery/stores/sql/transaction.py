@@ -27,6 +27,7 @@ from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionC
 from dagabaaz_celery.stores.sql.nodes import NodeRows
 from dagabaaz_celery.stores.sql.owed import OwedRows, WorkerRows
 from dagabaaz_celery.stores.sql.records import (
+    CARRIED,
     Aftermath,
     Attempt,
     Dispatch,
@@ -101,7 +102,7 @@ class RunTransaction:
         self.connection = connection
         self.policy = policy
         self.run_id = run_id
-        self.aftermath = Aftermath()
+        self.aftermath = Aftermath(run_id=run_id)
         self._definitions = definitions
         self._run: RunRow | None = None
         self._nodes: dict[int, NodeRow] = {}
@@ -339,6 +340,7 @@ class RunTransaction:
             return False
         self._nodes[node_index] = replace(self.node(node_index), status=status)
         self._nodes_done = done + 1
+        self.aftermath.closed.append(node_index)
         return True
 
     def has_ended_badly(self, node_index: int) -> bool:
@@ -353,6 +355,11 @@ class RunTransaction:
     def set_nodes_done(self, done: int) -> None:
         """Correct the count of closed nodes (a retry reopens some)."""
         self._nodes_done = done
+
+    def set_carried(self, carried: Mapping[str, str]) -> None:
+        """Replace what travels with the run for observers."""
+        self.rows.runs.set_options(self.connection, self.run_id, {**self.run.options, CARRIED: dict(carried)})
+        self._run = None
 
     def set_reopened(self) -> bool:
         """Reopen the run in its next generation."""
@@ -466,6 +473,7 @@ class RunTransaction:
         }
         self._pre_terminal.append(row)
         self._ended_at_launch[node_index] = node_status
+        self.aftermath.closed.append(node_index)
         self._nodes[node_index] = NodeRow(node_index, node_status, 1, int(node_status in CLOSED_NODE_STATUSES))
         return task_id
 
