@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # Here, because under xdist the process that reports reads no other conftest.
 from tests.faults.catalogue import (  # noqa: F401
@@ -13,6 +14,10 @@ from tests.faults.catalogue import (  # noqa: F401
     pytest_runtest_logreport,
     pytest_terminal_summary,
 )
+
+# How long an example takes is the machine's affair, on which others may be busy.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -6,7 +6,7 @@ The bare store has 20 methods and lazy collections, so that nothing the engine d
 from random import Random
 from typing import Any
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES
@@ -127,7 +127,7 @@ class Player:
 GRAPHS = {"nodes": graphs(), "random": st.randoms(use_true_random=False)}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100)
 @given(**GRAPHS)
 def test_every_store_makes_the_decisions_that_a_bare_one_makes(
     bare_harness: StoreHarness, shared_harness: StoreHarness, nodes: list[DagNode], random: Random
@@ -135,7 +135,7 @@ def test_every_store_makes_the_decisions_that_a_bare_one_makes(
     check_same_decisions(bare_harness, shared_harness, nodes, random)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15)
 @given(**GRAPHS)
 def test_every_server_makes_the_decisions_that_a_bare_store_makes(
     bare_harness: StoreHarness, server_harness: StoreHarness, nodes: list[DagNode], random: Random

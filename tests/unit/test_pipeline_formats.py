@@ -218,7 +218,7 @@ PIPELINES = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(PIPELINES)
 def test_whatever_can_be_written_is_read_back_equal_and_fits_the_schema(pipeline):
     data = pipeline.to_dict()
