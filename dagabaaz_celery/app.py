@@ -221,6 +221,10 @@ class Dagabaaz:
         for pipeline in self._pipelines.values():
             pipeline.check(_Catalog(self))
 
+    def problems(self, pipeline: Pipeline) -> list[str]:
+        """What is wrong with a pipeline, for the plugins of this app: each problem with its node and what to do."""
+        return pipeline.problems(_Catalog(self))
+
     def save(self, pipeline: Pipeline) -> Pipeline:
         """Store a pipeline, so that any process may start it by name; returns it with its version.
 
@@ -233,6 +237,20 @@ class Dagabaaz:
     def pipelines(self) -> dict[str, int | None]:
         """Every startable pipeline: registered ones with None, saved ones with their latest version."""
         return {**self._runtime.store.list_pipelines(), **dict.fromkeys(self._pipelines)}
+
+    def pipeline(self, name: str, version: int | None = None) -> Pipeline:
+        """What ``start`` starts by this name, as it is registered or saved. Raises UnknownPipeline."""
+        if version is None and name in self._pipelines:
+            return self._pipelines[name]
+        found, definition = self._find_saved(name, version)
+        return Pipeline(
+            definition.name,
+            nodes=definition.nodes,
+            version=found,
+            description=definition.description,
+            default_input=definition.default_input,
+            timeout=definition.timeout,
+        )
 
     # -- runs
 
@@ -408,16 +426,21 @@ class Dagabaaz:
             return pipeline.resolve(_Catalog(self)), pipeline.version
         if version is None and pipeline in self._pipelines:
             return self._pipelines[pipeline].resolve(_Catalog(self)), None
-        found = self._runtime.store.find_pipeline(pipeline, version)
+        found, definition = self._find_saved(pipeline, version)
+        return definition, found
+
+    def _find_saved(self, name: str, version: int | None) -> tuple[int, Definition]:
+        """A saved pipeline's version, the latest by default, and what it stands for. Raises UnknownPipeline."""
+        found = self._runtime.store.find_pipeline(name, version)
         if found is None:
             known = self.pipelines()
             names = ", ".join(sorted(known)) or "none"
-            wanted = f"pipeline {pipeline!r}" if version is None else f"version {version} of pipeline {pipeline!r}"
+            wanted = f"pipeline {name!r}" if version is None else f"version {version} of pipeline {name!r}"
             raise UnknownPipeline(
-                f"There is no {wanted}{suggest_closest(pipeline, known) or '.'} Known here: {names}. "
+                f"There is no {wanted}{suggest_closest(name, known) or '.'} Known here: {names}. "
                 "Import the module that registers it, or dag.save() it once."
             )
-        return found[1], found[0]
+        return found
 
     def _prepare_input(self, definition: Definition, given: Mapping[str, Any] | None) -> str:
         pipeline = Pipeline(definition.name, definition.nodes, default_input=definition.default_input)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from celery._state import get_current_worker_task
 
 from dagabaaz_celery.cancellation import CANCELLED_BY_APP, cancel_run
-from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
 from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.selection import RunSelection
@@ -30,7 +30,6 @@ _OPEN_REASONS = {
     "queued": "a worker that consumes their queue and is free has to come to them",
     "pending": "waiting for the broker, for a delay, for a resume, or for a worker that knows their plugin",
 }
-_BAD_ENDS = (TaskStatus.FAILED, TaskStatus.CRASHED)
 _PUBLISH_BATCH = 500
 MICROSECONDS = 1_000_000
 
@@ -317,8 +316,8 @@ class Run:
             for row in rows
         ]
 
-    def errors(self) -> list[RunError]:
-        """Why tasks of the run ended badly, by node and order, then why rollbacks did.
+    def errors(self, limit: int | None = None) -> list[RunError]:
+        """Why tasks of the run ended badly, by node and order, then why rollbacks did; the first ones, with a limit.
 
         The run's own error where no task of it ended badly, as in a cancelled one.
         """
@@ -326,7 +325,7 @@ class Run:
         with store.read() as connection:
             run = store.require_run(connection, self.id)
             definition = store.definitions.get(connection, run.definition_hash).definition
-            rows = store.rows.tasks.list_all(connection, self.id)
+            rows = store.rows.tasks.list_bad_ends(connection, self.id, limit)
         found = [
             _read_error(
                 json.loads(row.error),
@@ -335,16 +334,24 @@ class Run:
                 rollback=row.node_index < 0,
             )
             for row in rows
-            if row.status in _BAD_ENDS and row.error is not None
         ]
         own = read_run_error(run)
         if own is not None and all(error.rollback for error in found):
             found.insert(0, own)
-        return found
+        return found[:limit]
 
-    def artifacts(self, slug: str) -> list[TaskArtifact]:
-        """What a node produced so far, in order. Raises UnknownNode."""
-        return [artifact for _, _, artifact in self._values(slug)]
+    def artifacts(self, slug: str, limit: int | None = None) -> list[TaskArtifact]:
+        """What a node produced so far, in order; the first ones, with a limit. Raises UnknownNode."""
+        return [artifact for _, _, artifact in self._values(slug, limit)]
+
+    def count_artifacts(self) -> dict[str, int]:
+        """How many artifacts each node produced so far, by slug."""
+        store = self._runtime.store
+        with store.read() as connection:
+            run = store.require_run(connection, self.id)
+            counts = store.rows.artifacts.count_by_node(connection, self.id)
+            nodes = store.definitions.get(connection, run.definition_hash).definition.nodes
+        return {node.slug: counts.get(index, 0) for index, node in enumerate(nodes)}
 
     def result(self, slug: str) -> Any:
         """What a node's bodies returned, as plain values: files as TaskArtifact.
@@ -451,10 +458,10 @@ class Run:
             raise UnknownNode(f"Run {self.id} has no node {slug!r}: it has {', '.join(topology.slug_to_index)}.")
         return index, bool(topology.deps[index]) and topology.nodes[index].fan_mode != "aggregate"
 
-    def _values(self, slug: str) -> list[tuple[str, str, TaskArtifact]]:
+    def _values(self, slug: str, limit: int | None = None) -> list[tuple[str, str, TaskArtifact]]:
         index, _ = self._find_node(slug)
         with self._runtime.store.read() as connection:
-            return self._runtime.store.rows.artifacts.values(connection, self.id, index)
+            return self._runtime.store.rows.artifacts.values(connection, self.id, index, limit)
 
 
 def refuse_wait_in_task(what: str) -> None:

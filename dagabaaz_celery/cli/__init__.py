@@ -13,7 +13,21 @@ from click_didyoumean import DYMGroup
 
 #: Each command by the module and name where it is, in the order in which ``--help`` shows them.
 COMMANDS = {
+    "init": "dagabaaz_celery.cli.init:init",
+    "migrate": "dagabaaz_celery.cli.migrate:migrate",
+    "pipelines": "dagabaaz_celery.cli.pipelines:pipelines",
+    "validate": "dagabaaz_celery.cli.pipelines:validate",
+    "graph": "dagabaaz_celery.cli.pipelines:graph",
+    "start": "dagabaaz_celery.cli.start:start",
     "runs": "dagabaaz_celery.cli.runs:runs",
+    "show": "dagabaaz_celery.cli.show:show",
+    "watch": "dagabaaz_celery.cli.start:watch",
+    "artifacts": "dagabaaz_celery.cli.show:artifacts",
+    "retry": "dagabaaz_celery.cli.steer:retry",
+    "cancel": "dagabaaz_celery.cli.steer:cancel",
+    "rollback": "dagabaaz_celery.cli.steer:rollback",
+    "pause": "dagabaaz_celery.cli.steer:pause",
+    "resume": "dagabaaz_celery.cli.steer:resume",
     "doctor": "dagabaaz_celery.cli.doctor:doctor",
 }
 
@@ -54,5 +68,5 @@ def dagabaaz(ctx: click.Context, **_: Any) -> None:
 
     \b
     Example:
-      celery -A proj dagabaaz runs --status failed
+      celery -A proj dagabaaz runs --status failed --since 2h
     """

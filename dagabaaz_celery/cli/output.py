@@ -5,7 +5,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,8 @@ _STYLES = {
     "crashed": "red",
     "cancelled": "yellow",
     "running": "cyan",
-    "launching": "cyan",
-    "launched": "cyan",
+    "queued": "cyan",
     "paused": "yellow",
-    "skipped": "dim",
-    "filtered": "dim",
-    "blocked": "dim",
-    "pending": "dim",
 }
 
 
@@ -108,9 +103,23 @@ def clean(value: object, *, lines: bool = False) -> str:
     return shown if lines else shown.replace("\n", "\\n").replace("\t", "\\t")
 
 
-def style_status(status: str) -> Text:
-    """A status in its colour."""
-    return Text(status, style=_STYLES.get(status, ""))
+def style_state(state: str, words: str | None = None) -> Text:
+    """A state of a run or a node in its colour, or other words about it."""
+    return Text(state if words is None else words, style=_STYLES.get(state, "dim"))
+
+
+def format_tags(tags: Mapping[str, str]) -> str:
+    """Tags as they are written on the command line."""
+    return clean(" ".join(f"{name}={value}" for name, value in tags.items()))
+
+
+def draw_bar(done: int, total: int, *, width: int = 10, unicode: bool = True) -> str:
+    """A bar of so many signs, filled as far as something is done; nothing where there is nothing to do."""
+    if not total:
+        return ""
+    filled = min(width, done * width // total)
+    full, empty = ("█", "░") if unicode else ("#", ".")
+    return full * filled + empty * (width - filled)
 
 
 # -- tables
@@ -128,15 +137,16 @@ class Column:
 def print_table(console: Console, columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> None:
     """Print rows below headings, aligned, each in a line.
 
-    A pipe gets every column at its full width. In a terminal that is too narrow, optional columns go, the last first;
-    where the rest does not fit either, each row is a block of lines.
+    A pipe gets every column at its full width. In a terminal optional columns go that are empty, and where it is too
+    narrow others too, the last first; where the rest does not fit either, each row is a block of lines.
     """
     cells = [[cell if isinstance(cell, Text) else Text(cell) for cell in row] for row in rows]
     widths = [
         max([cell_len(column.heading), *(cell_len(row[place].plain) for row in cells)])
         for place, column in enumerate(columns)
     ]
-    shown = _choose_columns(console, columns, widths)
+    empty = [all(not row[place].plain for row in cells) for place in range(len(columns))]
+    shown = _choose_columns(console, columns, widths, empty)
     if not shown:
         _print_blocks(console, columns, cells)
         return
@@ -145,10 +155,13 @@ def print_table(console: Console, columns: Sequence[Column], rows: Iterable[Sequ
         print_line(console, _join([row[place] for place in shown], columns, widths, shown))
 
 
-def _choose_columns(console: Console, columns: Sequence[Column], widths: Sequence[int]) -> list[int]:
+def _choose_columns(
+    console: Console, columns: Sequence[Column], widths: Sequence[int], empty: Sequence[bool]
+) -> list[int]:
     shown = list(range(len(columns)))
     if not console.is_terminal:
         return shown
+    shown = [place for place in shown if not (columns[place].optional and empty[place])]
     while sum(widths[place] + _GAP for place in shown) - _GAP > console.width:
         optional = [place for place in shown if columns[place].optional]
         if not optional:

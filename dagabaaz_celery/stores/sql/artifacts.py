@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, insert, select
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select
 
 from dagabaaz_celery.models import DagArtifact, TaskArtifact
 from dagabaaz_celery.stores.sql.engine import prefer_index
@@ -62,6 +62,11 @@ class ArtifactRows:
         # From the node's artifacts, as no index has those of a task; MariaDB would rather read every artifact there is.
         self._of_task = prefer_index(
             self._values.where(artifact.c.task_id == bindparam("b_task")), artifact, f"{artifact.name}_by_origin"
+        )
+        self._counts = (
+            select(artifact.c.node_index, func.count())
+            .where(artifact.c.run_id == bindparam("b_run"))
+            .group_by(artifact.c.node_index)
         )
         self._delete = delete(artifact).where(*at_nodes)
 
@@ -121,9 +126,15 @@ class ArtifactRows:
         index: int | None = connection.execute(self._producer, {"b_id": artifact_id}).scalar_one_or_none()
         return index
 
-    def values(self, connection: Connection, run_id: str, index: int) -> list[tuple[str, str, TaskArtifact]]:
-        """Artifacts of a node: (task id, shape, artifact)."""
-        rows = connection.execute(self._values, {"b_run": run_id, "b_node": index})
+    def count_by_node(self, connection: Connection, run_id: str) -> dict[int, int]:
+        """How many artifacts nodes of a run have; a node that has none is left out."""
+        return {row[0]: row[1] for row in connection.execute(self._counts, {"b_run": run_id})}
+
+    def values(
+        self, connection: Connection, run_id: str, index: int, limit: int | None = None
+    ) -> list[tuple[str, str, TaskArtifact]]:
+        """Artifacts of a node: (task id, shape, artifact); the first ones, with a limit."""
+        rows = connection.execute(self._values.limit(limit), {"b_run": run_id, "b_node": index})
         return [(row[0], row[1], _to_task_artifact(row[2:])) for row in rows]
 
     def values_of_task(

@@ -239,6 +239,12 @@ class RunRows:
             query = query.where(run_id < first_id_at(created_before + _CLOCK_SKEW), run.c.created_at < created_before)
         return [row for row in map(_to_run, connection.execute(query)) if row is not None]
 
+    def list_between(self, connection: Connection, first: str, last: str, limit: int) -> list[str]:
+        """Ids of runs from one to another, both included, in order."""
+        run = self._tables.run
+        query = select(run.c.id).where(run.c.id >= first, run.c.id <= last).order_by(run.c.id).limit(limit)
+        return list(connection.execute(query).scalars())
+
     def _join_tags(self, query: Select[Any], tags: Mapping[str, str]) -> tuple[Select[Any], ColumnElement[Any]]:
         """The query for runs with all of the tags, and the column in whose order it is read.
 

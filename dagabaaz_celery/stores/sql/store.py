@@ -995,6 +995,11 @@ class SqlStore:
             self.require_run(connection, run_id)
             return self.rows.tags.get(connection, run_id)
 
+    def find_runs_between(self, first: str, last: str, limit: int) -> list[str]:
+        """Ids of runs from one id to another, both included, in order."""
+        with self.read() as connection:
+            return self.rows.runs.list_between(connection, first, last, limit)
+
     def get_tags_of_runs(self, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """The tags of several runs, by run; a run that has none is left out."""
         with self.read() as connection:

@@ -160,6 +160,12 @@ class TaskRows:
             .where(by_run)
             .order_by(task.c.node_index < 0, task.c.node_index, task.c.ordinal)
         )
+        undoes = case((task.c.node_index < 0, 1), else_=0)
+        self._bad_ends = (
+            select(task.c.id, task.c.node_index, task.c.error)
+            .where(by_run, task.c.status.in_((TaskStatus.FAILED, TaskStatus.CRASHED)), task.c.error.is_not(None))
+            .order_by(undoes, task.c.node_index, task.c.ordinal)
+        )
 
     def _select_some(self, statuses: Sequence[TaskStatus]) -> CompoundSelect[Any]:
         """Some tasks of a run in these states.
@@ -963,6 +969,10 @@ class TaskRows:
         if limit is not None:
             query = query.limit(limit).offset(offset)
         return list(connection.execute(query, {"b_run": run_id}))
+
+    def list_bad_ends(self, connection: Connection, run_id: str, limit: int | None = None) -> list[Row[Any]]:
+        """Tasks of a run that failed or crashed and say why, in order, those that undo others last."""
+        return list(connection.execute(self._bad_ends.limit(limit), {"b_run": run_id}))
 
     def _guard(
         self, connection: Connection, statements: tuple[Update, Update], attempt: Attempt, **values: Any

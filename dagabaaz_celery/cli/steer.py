@@ -1,0 +1,167 @@
+"""``retry``, ``cancel``, ``rollback``, ``pause`` and ``resume``."""
+
+from dataclasses import dataclass
+from itertools import islice
+
+import click
+from celery.bin.base import CeleryCommand
+
+from dagabaaz_celery.app import Dagabaaz
+from dagabaaz_celery.cancellation import CANCELLED_BY_APP
+from dagabaaz_celery.cli.context import find_dag
+from dagabaaz_celery.cli.following import follow
+from dagabaaz_celery.cli.output import open_console, print_line
+from dagabaaz_celery.cli.references import find_run
+from dagabaaz_celery.cli.types import NAMED_VALUE, NODE, PIPELINE, RUN
+from dagabaaz_celery.constants import RunStatus
+from dagabaaz_celery.run import Run
+from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES
+
+#: Runs that are counted before somebody is asked whether to cancel them.
+_MAX_COUNTED = 1000
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("run", type=RUN)
+@click.option("--from", "from_node", type=NODE, help="Run this node and all behind it again, also what completed.")
+@click.option("--watch", "is_watched", is_flag=True, help="Show it to its end, which gives the exit code.")
+@click.pass_context
+def retry(ctx: click.Context, run: str, from_node: str | None, is_watched: bool) -> None:
+    """Run again what failed or was cancelled in a run, and everything behind it.
+
+    \b
+    Example:
+      celery -A proj dagabaaz retry @last --from thumbnail --watch
+    """
+    found = find_run(find_dag(ctx), run)
+    found.retry(from_node=from_node)
+    _tell_or_follow(ctx, found, f"Run {found.id} runs again.", is_watched=is_watched)
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("run", type=RUN)
+@click.option("--watch", "is_watched", is_flag=True, help="Show it until it is done.")
+@click.pass_context
+def rollback(ctx: click.Context, run: str, is_watched: bool) -> None:
+    """Undo what a run did, by the rollbacks of its nodes; or try again what could not be undone.
+
+    With --watch the exit code is the run's own outcome: 0 for one that completed before.
+
+    \b
+    Example:
+      celery -A proj dagabaaz rollback 01a22bc9 --watch
+    """
+    found = find_run(find_dag(ctx), run)
+    found.rollback()
+    _tell_or_follow(ctx, found, f"Run {found.id} is being undone.", is_watched=is_watched)
+
+
+def _tell_or_follow(ctx: click.Context, run: Run, done: str, *, is_watched: bool) -> None:
+    if is_watched:
+        ctx.exit(follow(ctx, run))
+    print_line(open_console(ctx), done)
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("run", type=RUN)
+@click.pass_context
+def pause(ctx: click.Context, run: str) -> None:
+    """Start no more tasks of a run; those that run go on.
+
+    \b
+    Example:
+      celery -A proj dagabaaz pause @last
+    """
+    found = find_run(find_dag(ctx), run)
+    found.pause()
+    print_line(open_console(ctx), f"Run {found.id} is paused: `resume {found.id}` has it go on.")
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("run", type=RUN)
+@click.pass_context
+def resume(ctx: click.Context, run: str) -> None:
+    """Have a paused run go on.
+
+    \b
+    Example:
+      celery -A proj dagabaaz resume @last
+    """
+    found = find_run(find_dag(ctx), run)
+    found.resume()
+    print_line(open_console(ctx), f"Run {found.id} goes on.")
+
+
+@click.command(cls=CeleryCommand)
+@click.argument("runs", metavar="[RUN]...", type=RUN, nargs=-1)
+@click.option("--pipeline", type=PIPELINE, help="Every open run of this pipeline.")
+@click.option("--tag", "tags", type=NAMED_VALUE, multiple=True, help="Every open run with this tag; several: with all.")
+@click.option(
+    "--status", type=click.Choice([each.value for each in RunStatus]), help="Every run in this status; running: all."
+)
+@click.option("--reason", default=CANCELLED_BY_APP, show_default=True, help="Why, as the run's error says it.")
+@click.option("--terminate", is_flag=True, help="End the bodies that run, too, where their pool can.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.pass_context
+def cancel(
+    ctx: click.Context,
+    runs: tuple[str, ...],
+    pipeline: str | None,
+    tags: tuple[tuple[str, str], ...],
+    status: str | None,
+    reason: str,
+    terminate: bool,
+    yes: bool,
+) -> None:
+    """Cancel runs: those that are named, or every open one of a pipeline, with a tag or in a status.
+
+    Before it cancels every run of a kind it says how many there are, and asks. What has ended stays as it is.
+
+    \b
+    Examples:
+      celery -A proj dagabaaz cancel 01a22bc9 --reason "wrong file"
+      celery -A proj dagabaaz cancel --pipeline media --tag customer=42
+    """
+    dag = find_dag(ctx)
+    which = _Which(pipeline, dict(tags), status)
+    if runs and which.is_given:
+        raise click.UsageError("Name runs, or say which by --pipeline, --tag or --status; not both.")
+    console = open_console(ctx)
+    for run in [find_run(dag, each) for each in runs]:
+        run.cancel(reason, terminate=terminate)
+        print_line(console, f"Run {run.id}: {run.status}")
+    if runs:
+        return
+    if which.is_given and not yes:
+        _ask(dag, which)
+    count = dag.cancel(
+        pipeline=which.pipeline, tags=which.tags, status=which.status, reason=reason, terminate=terminate
+    )
+    print_line(console, f"{_count(count)} cancelled.")
+
+
+@dataclass(frozen=True)
+class _Which:
+    """Which runs are meant, where they are not named."""
+
+    pipeline: str | None
+    tags: dict[str, str]
+    status: str | None
+
+    @property
+    def is_given(self) -> bool:
+        return bool(self.pipeline is not None or self.tags or self.status)
+
+
+def _ask(dag: Dagabaaz, which: _Which) -> None:
+    """Say how many runs are meant, and go on only if that is wanted."""
+    count = 0
+    for status in OPEN_RUN_STATUSES if which.status is None else [which.status]:
+        found = dag.runs(pipeline=which.pipeline, tags=which.tags, status=status)
+        count += sum(1 for _ in islice(found, _MAX_COUNTED))
+    if count and which.status in (None, *OPEN_RUN_STATUSES):  # what has ended is refused in a moment
+        click.confirm(f"Cancel {_count(count)}{' or more' if count >= _MAX_COUNTED else ''}?", abort=True)
+
+
+def _count(runs: int) -> str:
+    return "1 run" if runs == 1 else f"{runs:,} runs"
