@@ -91,7 +91,8 @@ def _list_pipelines_and_runs(dag: Dagabaaz, ctx: click.Context) -> Iterable[Comp
 
 
 def _list_nodes(dag: Dagabaaz, ctx: click.Context) -> Iterable[CompletionItem]:
-    run = find_run(dag, ctx.params["run"])
+    # Where an option waits for its value, click has not yet given the words before it to the arguments.
+    run = find_run(dag, ctx.params.get("run") or ctx.args[0])
     return [CompletionItem(node.slug, help=node.status) for node in run.snapshot().nodes]
 
 
