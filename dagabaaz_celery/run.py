@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 from celery._state import get_current_worker_task
 
 from dagabaaz_celery.cancellation import CANCELLED_BY_APP, cancel_run
-from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
 from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.selection import RunSelection
