@@ -31,6 +31,7 @@ from dagabaaz_celery.plugins import PluginInfo, PluginInputMeta
 from dagabaaz_celery.run import Run, iterate_runs
 from dagabaaz_celery.selection import Moment, read_selection
 from dagabaaz_celery.settings import Settings
+from dagabaaz_celery.stores.sql.shared import SharedDatabase
 from dagabaaz_celery.stores.sql.store import Started
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.tags import describe_name, find_tag_problems, is_name
@@ -301,7 +302,8 @@ class Dagabaaz:
                 else "Start it again with the same key when the database is back: that gives the run, or starts it."
             ),
         )
-        self._runtime.settle(started.aftermath)
+        if started.created:
+            self._runtime.settle_start(started.run.id, started.aftermath)
         return Run(self._runtime, started.run.id)
 
     def run(self, run_id: str) -> Run:
@@ -368,6 +370,13 @@ class Dagabaaz:
     def on_run_cancelled(self, callback: Callable[[str], Target]) -> Callable[[str], Target]:
         """Like on_run_completed, for runs that were cancelled."""
         return self._on_end(RunStatus.CANCELLED, callback)
+
+    def share_database(self, database: SharedDatabase) -> None:
+        """Keep the runs in a database that the app uses by itself, and take part in its transactions.
+
+        For integrations with frameworks, before the first use; ``dagabaaz_store_url``, where it is set, outranks it.
+        """
+        self._runtime.shared_database = database
 
     def close(self) -> None:
         """Close the store's connections. The object stays usable."""

@@ -30,11 +30,15 @@ def cancel_run(runtime: Runtime, run_id: str, reason: str, *, terminate: bool, b
     )
     runtime.report(cancelled)
     unfinished = f"{before}run {run_id} is cancelled, and no body of it starts; a worker cancels its open tasks later."
-    call_now(
-        lambda again: runtime.do_all_owed(cancelled.owed, terminate=terminate),
-        not_done=unfinished,
-        in_doubt=unfinished,
-    )
+
+    def follow() -> None:
+        call_now(
+            lambda again: runtime.do_all_owed(cancelled.owed, terminate=terminate),
+            not_done=unfinished,
+            in_doubt=unfinished,
+        )
+
+    runtime.after_commit(follow)
     return cancelled.ended_run
 
 

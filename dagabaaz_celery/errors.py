@@ -77,6 +77,12 @@ class StoreUnavailable(StoreError, ConnectionError):
         super().__init__(message)
 
 
+class StoreReadOnly(StoreError, TypeError):
+    """The store's rows are shown here, and not changed."""
+
+    code = "DGB205"
+
+
 class PipelineError(DagabaazError, ValueError):
     """A pipeline definition has problems; ``problems`` lists every one."""
 
@@ -175,6 +181,12 @@ class RunSelectionError(DagabaazError, ValueError):
     def __init__(self, message: str = "", problems: Sequence[str] = ()) -> None:
         self.problems = list(problems)
         super().__init__(message)
+
+
+class TransactionOpen(DagabaazError, RuntimeError):
+    """A transaction of the app is open in which this cannot be done."""
+
+    code = "DGB411"
 
 
 class TaskInputError(DagabaazError, ValueError):

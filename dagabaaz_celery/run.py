@@ -157,7 +157,9 @@ class Run:
 
     @property
     def status(self) -> RunStatus:
-        """Where the run is in its life."""
+        """Where the run is in its life; pending as long as the transaction of the app that started it is open."""
+        if self._runtime.is_uncommitted(self.id):
+            return RunStatus.PENDING
         return self._row().status
 
     @property
@@ -185,8 +187,9 @@ class Run:
 
         With ``rollback`` it waits for all that follows the end, too: the undoing of tasks, and finalisers.
 
-        Raises WaitTimeout after ``timeout`` seconds (the run goes on), and WaitRefused inside a task: its worker
-        might be the very one that the run waits for.
+        Raises WaitTimeout after ``timeout`` seconds (the run goes on), and WaitRefused inside a task, whose worker
+        might be the very one that the run waits for, and inside a transaction of the app that hides how the run goes
+        on.
         """
         refuse_wait_in_task(f"wait() for run {self.id}")
         for look in self.watch(timeout, rollback=rollback):
@@ -196,8 +199,9 @@ class Run:
     def watch(self, timeout: float | None = None, *, rollback: bool = False) -> Iterator[Look]:
         """What ``wait`` does, for a program that pauses in its own way, such as an event loop.
 
-        At the last look there is nothing more to wait for. Raises WaitTimeout.
+        At the last look there is nothing more to wait for. Raises WaitTimeout, WaitRefused.
         """
+        self._refuse_wait_in_transaction()
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while (status := self._look(deadline, rollback)) not in RUN_TERMINAL_STATUSES:
@@ -209,6 +213,15 @@ class Run:
             yield Look(status, pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)
         yield Look(status, 0.0)
+
+    def _refuse_wait_in_transaction(self) -> None:
+        shared = self._runtime.store.shared
+        if shared is not None and shared.awaits_commit():
+            raise WaitRefused(
+                f"Run {self.id} was waited for inside a transaction that this thread has open on the store's database: "
+                "what is started in it begins after its commit, and what others do may not be seen in it. Leave the "
+                "transaction first."
+            )
 
     def _look(self, deadline: float | None, whole: bool) -> str:
         """The status, with ``whole`` also of what follows the end; while the database is away, as if the run ran."""
@@ -242,13 +255,14 @@ class Run:
             undoing = {~node.index: node for node in store.rows.nodes.get_undoing(connection, self.id)}
             counts = store.rows.tasks.count_by_status(connection, self.id)
             definition = store.definitions.get(connection, run.definition_hash).definition
+        uncommitted = self._runtime.is_uncommitted(self.id)
         return RunSnapshot(
             id=run.id,
             pipeline=run.pipeline,
             version=run.version,
             key=run.key,
             tags=tags,
-            status=run.status,
+            status=RunStatus.PENDING if uncommitted else run.status,
             paused=run.paused,
             generation=run.generation,
             rollback_status=run.rollback_status,
@@ -431,6 +445,9 @@ class Run:
         Raises RunStateError when the run has ended, and StoreUnavailable with the database away.
         """
         self._ask("resumed", lambda again: self._runtime.store.set_paused(self.id, False))
+        self._runtime.after_commit(self._go_on)
+
+    def _go_on(self) -> None:
         try:
             self._runtime.settle(self._runtime.store.reconcile(self.id))
             while self._runtime.publish_due(_PUBLISH_BATCH):

@@ -204,7 +204,7 @@ class _Execution:
             return
         refusal = StoreMismatch(
             f"Task {self._attempt_id} belongs to store {theirs} and this worker uses store {ours} "
-            f"({describe_url(self._runtime.store.database.engine.url)}): its run cannot be advanced here. Set "
+            f"({describe_url(self._runtime.store.database.url)}): its run cannot be advanced here. Set "
             "dagabaaz_store_url to the same database in every process of this broker. The message goes back."
         )
         logger.critical("%s", refusal)

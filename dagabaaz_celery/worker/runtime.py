@@ -12,6 +12,7 @@ from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.errors import StoreUrlMissing
 from dagabaaz_celery.settings import Settings, read_settings
 from dagabaaz_celery.stores.sql.records import CARRIED, Aftermath, Owed, RunRow
+from dagabaaz_celery.stores.sql.shared import SharedDatabase
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
 from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker
@@ -63,6 +64,10 @@ class Runtime:
         self.worker_id: str | None = None
         #: Takes work from the main process's signal receivers; None outside a worker's main process.
         self.sweep_queue: SweepQueue | None = None
+        #: The app's own database, for a store without a URL.
+        self.shared_database: SharedDatabase | None = None
+        #: Runs that were started in a transaction of the app's, each with what tells whether that has not ended yet.
+        self._uncommitted: dict[str, Callable[[], bool]] = {}
         #: Held while a part is built; a worker builds them all before it forks.
         self.building = threading.RLock()
 
@@ -75,8 +80,9 @@ class Runtime:
     def store(self) -> SqlStore:
         """The app's store. Raises StoreUrlMissing with a real broker and no store URL."""
         settings = self.settings
+        shared = self.shared_database if settings.store_url is None else None
         return SqlStore(
-            settings.store_url or self._url_without_setting(),
+            settings.store_url or (self._url_without_setting() if shared is None else shared.url),
             prefix=settings.table_prefix,
             schema=settings.schema,
             policy=StorePolicy(
@@ -85,7 +91,8 @@ class Runtime:
                 short_delay=settings.sweep_interval,
                 max_fan_out=settings.max_fan_out,
             ),
-            auto_migrate=settings.auto_migrate,
+            auto_migrate=settings.auto_migrate and shared is None,
+            shared=shared,
         )
 
     @_built_once
@@ -138,8 +145,36 @@ class Runtime:
         """Whether this process is a worker or one of its children."""
         return self.worker_id is not None
 
+    def after_commit(self, call: Callable[[], object]) -> Callable[[], bool] | None:
+        """Call this once what was asked of the store is committed; gives what tells whether it still waits for that.
+
+        That is at once, unless the app has a transaction open on a database that it shares with the store.
+        """
+        shared = self.store.shared
+        if shared is not None:
+            return shared.after_commit(call)
+        call()
+        return None
+
     def settle(self, aftermath: Aftermath) -> None:
-        """Do what a committed transaction owes. What fails here is done by a sweep: it is stored as owed."""
+        """Do what a transaction owes, after its commit. What fails here is done by a sweep: it is stored as owed."""
+        self.after_commit(lambda: self._settle(aftermath))
+
+    def settle_start(self, run_id: str, aftermath: Aftermath) -> None:
+        """Like ``settle``, of a run that was just started, and is not there for others before the commit."""
+        waits = self.after_commit(lambda: self._settle(aftermath))
+        if waits is not None:
+            over = [other for other, still_waits in list(self._uncommitted.items()) if not still_waits()]
+            for other in over:
+                self._uncommitted.pop(other, None)
+            self._uncommitted[run_id] = waits
+
+    def is_uncommitted(self, run_id: str) -> bool:
+        """Whether this process started the run in a transaction of the app's that has not ended yet."""
+        waits = self._uncommitted.get(run_id)
+        return waits is not None and waits()
+
+    def _settle(self, aftermath: Aftermath) -> None:
         try:
             self.publisher.publish(aftermath.publish)
         except Exception:

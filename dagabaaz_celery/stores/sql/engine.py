@@ -23,6 +23,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     ExceptionContext,
+    NullPool,
     Select,
     Table,
     create_engine,
@@ -37,6 +38,7 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from dagabaaz_celery.errors import ConfigurationError, StoreError
+from dagabaaz_celery.stores.sql.shared import SharedDatabase
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -175,11 +177,15 @@ def read_by_index(statement: Select[Any], table: Table, index_name: str, column:
     return prefer_index(statement, table, index_name).order_by(_index_order(column))
 
 
-def build_engine(url: str | URL) -> Engine:
-    """An engine for a store URL; ConfigurationError names what is wrong with the URL or which driver is missing."""
+def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
+    """An engine for a store URL; ConfigurationError names what is wrong with the URL or which driver is missing.
+
+    Unless it is ``pooled``, no connection stays open when it is not used: its database may then be dropped.
+    """
     parsed = _parse_url(url)
     if parsed.get_backend_name() == "sqlite":
         return _build_sqlite_engine(parsed)
+    pool: dict[str, Any] = _POOL if pooled else {"poolclass": NullPool}
     try:
         driver = parsed.get_dialect().driver
         given = {k: v for k, v in _CONNECT_ARGUMENTS.get(driver, {}).items() if k not in parsed.query}
@@ -187,9 +193,7 @@ def build_engine(url: str | URL) -> Engine:
             given["prepare_threshold"] = _read_prepare_threshold(parsed)
             parsed = parsed.difference_update_query(["prepare_threshold"])
         # Parameters are the users' data: they stay out of logs and tracebacks.
-        return create_engine(
-            parsed, isolation_level="READ COMMITTED", connect_args=given, hide_parameters=True, **_POOL
-        )
+        return create_engine(parsed, isolation_level="READ COMMITTED", connect_args=given, hide_parameters=True, **pool)
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError(
             f"The driver of the store URL {describe_url(parsed)!r} is not installed: {error}. {_advise(parsed)}"
@@ -362,11 +366,15 @@ class Database:
     No SQLite connection may live in two processes, or a lock that one holds is invisible to the other. So a fork
     waits for the transaction in progress and closes what is pooled; transactions of one process take turns on SQLite,
     where they would anyway. On servers a forked child leaves its parent's connections alone.
+
+    In a ``shared`` database the app may have a transaction open: then that is the one.
     """
 
-    def __init__(self, url: str | URL) -> None:
-        self.engine = build_engine(url)
-        self._is_sqlite = self.engine.dialect.name == "sqlite"
+    def __init__(self, url: str | URL, shared: SharedDatabase | None = None) -> None:
+        self.url = _parse_url(url)
+        self.shared = shared
+        self._engine = build_engine(url) if shared is None else None
+        self._is_sqlite = self.url.get_backend_name() == "sqlite"
         self._turn = threading.RLock()
         os.register_at_fork(
             before=call_while_alive(self.before_fork),
@@ -374,9 +382,22 @@ class Database:
             after_in_child=call_while_alive(self.after_fork_in_child),
         )
 
+    @property
+    def engine(self) -> Engine:
+        """Connections of the store's own. Raises ConfigurationError."""
+        if self._engine is None and self.shared is not None:
+            with self._turn:
+                self._engine = self._engine or self.shared.build_engine()
+        assert self._engine is not None  # noqa: S101  # made here or at the beginning
+        return self._engine
+
     @contextmanager
     def read(self, *, one_moment: bool = False) -> Iterator[Connection]:
         """A connection in a transaction that only reads; with ``one_moment`` all it reads is of the same moment."""
+        if self.shared is not None and self.shared.is_open():
+            with self.shared.join(writes=False) as connection:
+                yield connection
+            return
         options: dict[str, Any] = {"dagabaaz_reads": True}
         if one_moment and not self._is_sqlite:  # where it is so anyway
             options["isolation_level"] = "REPEATABLE READ"
@@ -390,6 +411,10 @@ class Database:
     @contextmanager
     def write(self) -> Iterator[Connection]:
         """A connection in one transaction, committed at the end. Raises CommitUnanswered when that is in doubt."""
+        if self.shared is not None and self.shared.is_open():
+            with self.shared.join(writes=True) as connection:
+                yield connection
+            return
         with self._taking_turns(), self.engine.connect() as connection:
             asked = False
             try:
@@ -420,13 +445,15 @@ class Database:
     def close(self) -> None:
         """Close every pooled connection."""
         with self._taking_turns():
-            self.engine.dispose()
+            if self._engine is not None:
+                self._engine.dispose()
 
     def before_fork(self) -> None:
         """Let the transaction in progress end, and keep the next from starting."""
         if self._is_sqlite:
             self._turn.acquire()
-            self.engine.dispose()
+            if self._engine is not None:
+                self._engine.dispose()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
@@ -437,8 +464,8 @@ class Database:
         """Start with no connections: the parent's stay the parent's."""
         if self._is_sqlite:
             self._turn.release()
-        else:
-            self.engine.dispose(close=False)
+        elif self._engine is not None:
+            self._engine.dispose(close=False)
 
     @contextmanager
     def _write_alone(self, name: str) -> Iterator[Connection]:
@@ -448,7 +475,7 @@ class Database:
         others do not leave.
         """
         key = f"dagabaaz schema {name}"
-        dialect = self.engine.dialect.name
+        dialect = self.url.get_backend_name()
         if dialect in ("mysql", "mariadb"):
             with self.engine.connect() as beside, _named_lock(beside, key), self.write() as connection:
                 yield connection
@@ -509,9 +536,9 @@ def call_while_alive(method: Callable[[], None]) -> Callable[[], None]:
 
 def check_sqlite_file(database: Database) -> None:
     """Refuse, with the reason, a SQLite file that is not a database or cannot be written."""
-    if database.engine.dialect.name != "sqlite":
+    if database.url.get_backend_name() != "sqlite":
         return
-    path = Path(str(database.engine.url.database))
+    path = Path(str(database.url.database))
     if not path.parent.is_dir():
         raise StoreError(
             f"The store's directory {str(path.parent)!r} does not exist, so {path.name!r} cannot be made. Create it, "

@@ -310,7 +310,7 @@ def _find_definition(store: SqlStore, connection: Connection, run: Any) -> Cache
 
 def _refuse_missing_file(store: SqlStore) -> None:
     """Opening a SQLite file makes it, and whoever mistyped its name would be told that all is well with it."""
-    url = store.database.engine.url
+    url = store.database.url
     if url.get_backend_name() == "sqlite" and not Path(str(url.database)).is_file():
         raise StoreError(f"There is no store file {url.database!r}. Give the URL that dagabaaz_store_url has.")
 

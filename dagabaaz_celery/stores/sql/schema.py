@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 from alembic import command
 from alembic.config import Config
@@ -69,12 +70,18 @@ class Migrations:
 
     def open(self, *, may_migrate: bool) -> str:
         """The store's id, once its schema is one that this release works with. Raises StoreError, StoreSchemaError."""
-        check_sqlite_file(self._database)
+        shared = self._database.shared
+        if shared is None:  # beside an open transaction of the app's own there must be no write
+            check_sqlite_file(self._database)
         with self._database.read() as connection:
-            is_good = self._is_good(_read_version(connection, self._tables))
+            current = _read_version(connection, self._tables)
+            is_good = self._is_good(current)
             store_id = _read_id(connection, self._tables) if is_good else None
         if store_id is not None:
             return store_id
+        if shared is not None and not is_good:
+            self._refuse_if_newer(current)
+            raise self._too_old(current, f"`{shared.migrate_command}` brings it there: run it, then start again.")
 
         def migrate(connection: Connection) -> str:
             current = _read_version(connection, self._tables)
@@ -123,8 +130,35 @@ class Migrations:
 
     def print_sql(self, begin: str, end: str, *, down: bool = False) -> None:
         """Print the SQL from one revision to another; the database is not asked."""
-        self._config.attributes["dialect_name"] = self._database.engine.dialect.name
+        self._config.attributes["dialect_name"] = self._database.url.get_backend_name()
         (command.downgrade if down else command.upgrade)(self._config, f"{begin}:{end}", sql=True)
+
+    def step(self, connection: Connection, target: str, *, down: bool = False) -> None:
+        """Go to a revision in a transaction of the caller's; a schema that is there already, or beyond, is left alone.
+
+        Raises StoreSchemaError.
+        """
+        current = _read_version(connection, self._tables)
+        if not self._is_good(current):
+            self._refuse_if_newer(current)
+        place = self._place_of(current)
+        if down and place > self._place_of(target):
+            self._run(connection, lambda: command.downgrade(self._config, target))
+        elif not down and place < self._place_of(target):
+            self._run(connection, lambda: command.upgrade(self._config, target))
+        if not down and _read_id(connection, self._tables) is None:
+            _make_id(connection, self._tables)
+
+    def _place_of(self, revision: str | None) -> int:
+        """A revision's place in the order; a newer release's comes last."""
+        known = self.revisions
+        name = revision or "base"
+        return known.index(name) if name in known else len(known)
+
+    def write_sql(self, begin: str, end: str, output: TextIO, *, down: bool = False) -> None:
+        """Write the SQL from one revision to another; the database is not asked."""
+        self._config.output_buffer = output
+        self.print_sql(begin, end, down=down)
 
     @property
     def revisions(self) -> list[str]:
@@ -135,7 +169,7 @@ class Migrations:
     @property
     def where(self) -> str:
         """Which database it is, without a password."""
-        return describe_url(self._database.engine.url)
+        return describe_url(self._database.url)
 
     def _is_good(self, current: str | None) -> bool:
         """Whether this release works with the schema as it is: its own, or a newer one that says so."""
@@ -156,9 +190,10 @@ class Migrations:
             )
 
     def _too_old(self, current: str | None, what_helps: str) -> StoreSchemaError:
+        prints = "" if self._database.shared else " With --sql it prints the SQL instead."
         return StoreSchemaError(
             f"The store at {self.where} has {_describe(current)}, and this release needs schema {self.head}. "
-            f"{what_helps} With --sql it prints the SQL instead."
+            f"{what_helps}{prints}"
         )
 
     def _run(self, connection: Connection, migrate: Callable[[], None]) -> None:

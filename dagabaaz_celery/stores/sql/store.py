@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import URL, Connection
 
 from dagabaaz_celery import orchestrator
 from dagabaaz_celery.constants import (
@@ -47,6 +47,7 @@ from dagabaaz_celery.stores.sql.records import (
     to_result,
 )
 from dagabaaz_celery.stores.sql.schema import open_schema
+from dagabaaz_celery.stores.sql.shared import SharedDatabase
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, build_tables, is_id, new_id
 from dagabaaz_celery.stores.sql.tasks import ID_CHUNK, UNCLAIMED
 from dagabaaz_celery.stores.sql.transaction import MICROSECONDS, Rows, RunTransaction, StorePolicy
@@ -102,18 +103,20 @@ class SqlStore:
 
     def __init__(
         self,
-        url: str,
+        url: str | URL,
         *,
         prefix: str = "dagabaaz_",
         schema: str | None = None,
         policy: StorePolicy | None = None,
         auto_migrate: bool = True,
+        shared: SharedDatabase | None = None,
     ) -> None:
         self.url = url
         self.policy = policy or StorePolicy()
         self.tables = build_tables(prefix, schema)
         self.rows = Rows(self.tables)
-        self.database = Database(url)
+        self.shared = shared
+        self._database = Database(url, shared)
         self.definitions = DefinitionCache(self.rows.runs)
         self._auto_migrate = auto_migrate
         self._id: str | None = None
@@ -125,16 +128,25 @@ class SqlStore:
         self._opening = threading.Lock()
 
     @property
+    def database(self) -> Database:
+        """Where the rows are; a shared one may be called something else since, as in tests."""
+        if self.shared is not None and self.shared.url != self._database.url:
+            self._database.close()
+            self._database, self._id = Database(self.shared.url, self.shared), None
+        return self._database
+
+    @property
     def id(self) -> str:
         """The store's own id; its first use checks the store and, where allowed, brings its schema up to date."""
+        database = self.database
         if self._id is None:
             with self._opening:
-                self._id = self._id or open_schema(self.database, self.tables, may_migrate=self._auto_migrate)
+                self._id = self._id or open_schema(database, self.tables, may_migrate=self._auto_migrate)
         return self._id
 
     def close(self) -> None:
         """Close every pooled connection."""
-        self.database.close()
+        self._database.close()
 
     # -- definitions
 

@@ -1,0 +1,141 @@
+"""The store in a database of Django's: by connections of its own, and inside Django's transactions by Django's.
+
+SQLAlchemy speaks over Django's raw connection there; that commits, rolls back and closes is left to Django.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+from django.db import connections, transaction
+from sqlalchemy import URL, Connection, Engine, NullPool
+from sqlalchemy.exc import DBAPIError
+
+from dagabaaz_celery.contrib.django.database_url import build_url, is_in_memory
+from dagabaaz_celery.errors import ConfigurationError, TransactionOpen
+from dagabaaz_celery.stores.sql.engine import build_engine
+
+
+class DjangoDatabase:
+    """One of DATABASES, as ``stores.sql.shared.SharedDatabase`` describes it."""
+
+    def __init__(self, alias: str) -> None:
+        self.alias = alias
+        self.migrate_command = "python manage.py migrate" + ("" if alias == "default" else f" --database {alias}")
+        #: In tests the transaction that a TestCase wraps around each of them counts as none.
+        self.is_in_test = False
+        self._first_name = self._settings["NAME"]
+        self._url: tuple[Any, URL] | None = None
+        self._bridge: Engine | None = None
+        self._building = threading.Lock()
+
+    @property
+    def url(self) -> URL:
+        """As the database is called now: Django's test runner gives it another name."""
+        name = self._settings["NAME"]
+        if self._url is None or self._url[0] != name:
+            self._url = (name, build_url(self._settings))
+        return self._url[1]
+
+    def build_engine(self) -> Engine:
+        """Connections of the store's own; none stays open to a test's database, which is going to be dropped."""
+        if is_in_memory(self.url):
+            raise ConfigurationError(
+                f"The database {self.alias!r} is a SQLite database in memory, as Django's tests make it: nobody can "
+                "read it beside the connection that has it. Use dagabaaz_celery.contrib.django.test in the test, or "
+                f"give the tests a file: DATABASES[{self.alias!r}]['TEST'] = {{'NAME': BASE_DIR / 'test.sqlite3'}}."
+            )
+        return build_engine(self.url, pooled=self._settings["NAME"] == self._first_name)
+
+    def is_open(self) -> bool:
+        """Whether this thread has a transaction of Django's open."""
+        return self.is_in_test or _has_transaction(connections[self.alias])
+
+    def awaits_commit(self) -> bool:
+        """Whether Django is going to commit something in this thread."""
+        wrapper = connections[self.alias]
+        if not self.is_in_test:
+            return _has_transaction(wrapper)
+        return any(not block._from_testcase for block in wrapper.atomic_blocks)
+
+    @contextmanager
+    def join(self, *, writes: bool) -> Iterator[Connection]:
+        """Django's connection; writes have a savepoint of their own. Errors of the database are Django's."""
+        wrapper = connections[self.alias]
+        if writes and _has_transaction(wrapper) and not wrapper.in_atomic_block:
+            raise TransactionOpen(
+                f"Autocommit of the database {self.alias!r} is off, and no transaction.atomic() is open: nothing tells "
+                "when the transaction of this thread is committed. Use transaction.atomic(), or commit and switch "
+                "autocommit on first."
+            )
+        wrapper.validate_no_broken_transaction()
+        with transaction.atomic(using=self.alias) if writes else nullcontext(), self.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """SQLAlchemy on the connection that this thread has in Django, in whatever transaction is open there."""
+        wrapper = connections[self.alias]
+        try:
+            with self._open_bridge().connect() as connection, connection.begin():
+                yield connection
+        except DBAPIError as error:
+            with wrapper.wrap_database_errors:
+                raise (error.orig or error) from error
+
+    def after_commit(self, call: Callable[[], object]) -> Callable[[], bool] | None:
+        """Have Django call this on commit; tells whether Django still has that before it."""
+        if not self.awaits_commit():
+            call()
+            return None
+        wrapper, begun = connections[self.alias], False
+
+        def follow_commit() -> None:
+            nonlocal begun
+            begun = True
+            call()
+
+        transaction.on_commit(follow_commit, using=self.alias, robust=True)
+        # A rollback, also to a savepoint, takes it from the list.
+        return lambda: not begun and any(follow_commit in entry for entry in list(wrapper.run_on_commit))
+
+    @property
+    def _settings(self) -> Mapping[str, Any]:
+        settings: Mapping[str, Any] = connections[self.alias].settings_dict
+        return settings
+
+    def _open_bridge(self) -> Engine:
+        """An engine that takes each thread's own connection of Django's, and what it knows of the server from one."""
+        with self._building:
+            if self._bridge is None:
+                self._bridge = self._build_bridge()
+            return self._bridge
+
+    def _build_bridge(self) -> Engine:
+        # Put together by hand: create_engine would have the dialect change what it connects to.
+        url = self.url
+        dialect_class: Any = url.get_dialect()
+        given = {"use_native_hstore": False} if dialect_class.driver.startswith("psycopg") else {}
+        dialect = dialect_class(dbapi=dialect_class.import_dbapi(), **given)
+        for name in ("do_begin", "do_commit", "do_rollback", "do_close", "do_terminate"):
+            setattr(dialect, name, _leave_to_django)
+        pool = NullPool(self._take_connection, reset_on_return=None, dialect=dialect)
+        engine = Engine(pool, dialect, url, hide_parameters=True)
+        with engine.connect() as connection:
+            dialect.initialize(connection)
+        return engine
+
+    def _take_connection(self) -> Any:
+        wrapper = connections[self.alias]
+        wrapper.ensure_connection()
+        return wrapper.connection
+
+
+def _has_transaction(wrapper: Any) -> bool:
+    """Whether the connection is in a transaction; one that was not made yet is not."""
+    return bool(wrapper.in_atomic_block) or (wrapper.connection is not None and not wrapper.autocommit)
+
+
+def _leave_to_django(*_: Any) -> None:
+    """Django begins, commits, rolls back and closes."""
