@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,21 +30,42 @@ class Site:
     declare: Declare
     workers: list[ProcessTree] = field(default_factory=list)
 
-    def start_worker(self, *options: str, pool: str = "prefork", concurrency: int = 2, **settings: Any) -> ProcessTree:
-        """Start ``celery worker`` with more settings, and wait until it consumes."""
+    def start_worker(
+        self,
+        *options: str,
+        pool: str = "prefork",
+        concurrency: int = 2,
+        declare: Declare | None = None,
+        variables: Mapping[str, str] | None = None,
+        wait: bool = True,
+        **settings: Any,
+    ) -> ProcessTree:
+        """Start ``celery worker`` with more settings, and wait until it consumes, unless ``wait_ready`` is to.
+
+        ``declare`` takes the place of the site's own plugins, ``variables`` are added to its environment.
+        """
         log = self.directory / f"worker-{len(self.workers)}.log"
         name = f"{self.directory.name}-{len(self.workers)}@here"
         arguments = ["-n", name, "-P", pool, "-c", str(concurrency), "-l", "INFO", *options]
+        declare = declare or self.declare
         environment = {
             "WORKER_APP_SETTINGS": json.dumps({**self.settings, **settings}),
-            "WORKER_APP_PLUGINS": f"{self.declare.__module__}.{self.declare.__qualname__}",
+            "WORKER_APP_PLUGINS": f"{declare.__module__}.{declare.__qualname__}",
+            **(variables or {}),
         }
         command = [sys.executable, "-m", "celery", "-A", "tests.integration.worker_app", "worker", *arguments]
         worker = ProcessTree(command, log=log, cwd=ROOT, env={**os.environ, **environment})
         self.workers.append(worker)
-        wait_until(lambda: "ready." in log.read_text() or not worker.is_running, "the worker is ready", timeout=90)
-        assert worker.is_running, log.read_text()
+        if wait:
+            self.wait_ready()
         return worker
+
+    def wait_ready(self) -> None:
+        """Wait until every worker consumes."""
+        for number, worker in enumerate(self.workers):
+            log = self.directory / f"worker-{number}.log"
+            wait_until(lambda: "ready." in log.read_text() or not worker.is_running, "the worker is ready", timeout=90)  # noqa: B023
+            assert worker.is_running, log.read_text()
 
     def logs(self) -> str:
         """What all workers wrote so far."""
