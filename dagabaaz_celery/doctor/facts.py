@@ -1,7 +1,6 @@
 """Everything that the checks look at: gathered once, from all sides at the same time, within a bounded time."""
 
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +26,6 @@ T = TypeVar("T")
 #: Seconds that the store has, and the broker with all workers: both are asked at the same time.
 STORE_PATIENCE = 6.0
 BROKER_PATIENCE = 8.0
-_DJANGO_APP = "dagabaaz_celery.contrib.django"
 #: Seconds that workers have to answer a question.
 ANSWER_PATIENCE = 1.5
 
@@ -152,11 +150,10 @@ class Facts:
         return self.dag.settings
 
     @property
-    def is_django(self) -> bool:
-        """Whether the store is the database of a Django project, whose own command makes its tables."""
-        django = sys.modules.get("django.apps")
-        is_installed = django is not None and django.apps.ready and django.apps.is_installed(_DJANGO_APP)
-        return is_installed and self.settings.store_url is None
+    def migrate_command(self) -> str | None:
+        """The command of the app's own framework that makes the tables, where the store is in that one's database."""
+        command: str | None = getattr(getattr(self.dag._runtime.store, "shared", None), "migrate_command", None)
+        return command
 
     @property
     def store(self) -> StoreFacts:

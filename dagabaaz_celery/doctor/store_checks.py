@@ -75,7 +75,7 @@ def _ask_server(url: URL) -> str:
 def check_schema(facts: Facts) -> Iterator[Said]:
     """The tables are there, and are those of this release."""
     schema, where = facts.store.schema, facts.store.where
-    migrate = "python manage.py migrate" if facts.is_django else f"{facts.command} dagabaaz migrate"
+    migrate = facts.migrate_command or f"{facts.command} dagabaaz migrate"
     if schema.fits:
         yield ok(f"{where} has schema {schema.current}")
     elif schema.is_newer:
@@ -84,12 +84,12 @@ def check_schema(facts: Facts) -> Iterator[Said]:
             "This process can neither start runs nor look at them.",
             "pip install --upgrade dagabaaz-celery",
         )
-    elif facts.settings.store_url is None and not facts.is_django:
+    elif facts.settings.store_url is None and facts.migrate_command is None:
         yield ok("the store is made at its first use, and ends with its process")
     else:
         has = f"schema {schema.current}" if schema.current else "no tables"
         found = f"{where} has {has}, and this release needs schema {schema.head}"
-        if facts.settings.auto_migrate and not facts.is_django:
+        if facts.settings.auto_migrate and facts.migrate_command is None:
             why = "The first process that uses the store changes it, if its database user may: better do it before."
             yield warn(found, why, migrate)
         else:

@@ -218,6 +218,19 @@ def test_every_table_is_listed_with_its_columns():
         assert set(read_names("tables.md", heading)) == set(columns.keys()), heading
 
 
+def test_every_check_of_the_doctor_is_listed_with_what_it_asks():
+    from dagabaaz_celery.cli.doctor import doctor
+    from dagabaaz_celery.doctor import CHECKS, RUNS_CHECK, Finding, Level
+
+    rows = {row[0].strip("`"): row[1:] for row in find_tables(REFERENCE / "doctor.md", "Checks")}
+    assert {name: row[0] for name, row in rows.items()} == {check.name: check.asks for check in (*CHECKS, RUNS_CHECK)}
+    assert {row[1] for row in rows.values()} <= set(Level)
+    assert read_names("doctor.md", "Levels") == list(Level)
+    assert read_names("doctor.md", "Finding") == list(Finding.__dataclass_fields__)
+    options = {option for parameter in doctor.params for option in parameter.opts} - {"--help"}
+    assert {name.split()[0] for name in read_names("doctor.md", "Options")} >= options
+
+
 def test_pages_of_the_reference_are_all_checked_here():
     checked = Path(__file__).read_text(encoding="utf-8")
     assert all(page.name in checked for page in REFERENCE.glob("*.md"))

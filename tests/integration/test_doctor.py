@@ -149,6 +149,16 @@ def test_a_store_without_tables(visit: Callable[..., Dagabaaz], tmp_path: Path):
     assert find(diagnose(visit(dagabaaz_store_url=url)), "schema", "warning").fix == finding.fix
 
 
+def test_a_store_in_the_database_of_a_project_that_migrates_by_itself(
+    visit: Callable[..., Dagabaaz], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dag = visit(dagabaaz_store_url=f"sqlite:///{tmp_path}/runs.sqlite3")
+    store = dag._runtime.store
+    shared = SimpleNamespace(url=store.database.engine.url, migrate_command="python manage.py migrate")
+    monkeypatch.setattr(store, "shared", shared, raising=False)
+    assert find(diagnose(dag), "schema").fix == "python manage.py migrate"
+
+
 def test_a_store_that_a_newer_release_made(new_dag: Callable[..., Dagabaaz], tmp_path: Path):
     dag = new_dag(dagabaaz_store_url=f"sqlite:///{tmp_path}/runs.sqlite3")
     assert list(dag.runs()) == []
