@@ -35,11 +35,12 @@ from dagabaaz_celery.stores.sql.shared import SharedDatabase
 from dagabaaz_celery.stores.sql.store import Started
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.tags import describe_name, find_tag_problems, is_name
+from dagabaaz_celery.worker.callbacks import RunCallback, check_callback
 from dagabaaz_celery.worker.coroutines import make_sync
 from dagabaaz_celery.worker.foreground import call_now
 from dagabaaz_celery.worker.plugin_task import is_wrapped, wrap_plugin
 from dagabaaz_celery.worker.registry import Plugin, build_plugin, short_name
-from dagabaaz_celery.worker.runtime import RunCallback, Runtime
+from dagabaaz_celery.worker.runtime import Runtime
 from dagabaaz_celery.worker.secrets import SecretResolver, read_environment
 from dagabaaz_celery.worker.signals import SignalReceivers
 from dagabaaz_celery.worker.sweeper import build_sweep_step
@@ -356,7 +357,11 @@ class Dagabaaz:
     # -- callbacks
 
     def on_run_completed(self, callback: Callable[[str], Target]) -> Callable[[str], Target]:
-        """Have a worker call this with the id of every run that completed: at least once, also across a crash."""
+        """Have a worker call this with the id of every run that completed: at least once, also across a crash.
+
+        A Celery signature (``notify.s()``) is not called but sent, with the run's id before its own arguments; an
+        immutable one (``notify.si()``) as it is.
+        """
         return self._on_end(RunStatus.COMPLETED, callback)
 
     def on_run_failed(self, callback: Callable[[str], Target]) -> Callable[[str], Target]:
@@ -385,6 +390,7 @@ class Dagabaaz:
     # -- inside
 
     def _on_end(self, status: RunStatus, callback: RunCallback) -> RunCallback:
+        check_callback(callback)
         self._runtime.callbacks.setdefault(status, []).append(callback)
         return callback
 

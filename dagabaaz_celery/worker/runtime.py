@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Generic, TypeVar
 
 from celery import Celery
+from celery.canvas import Signature
 
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.errors import StoreUrlMissing
@@ -16,6 +17,7 @@ from dagabaaz_celery.stores.sql.shared import SharedDatabase
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
 from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker
+from dagabaaz_celery.worker.callbacks import RunCallback, make_call
 from dagabaaz_celery.worker.local_store import make_process_store_url
 from dagabaaz_celery.worker.observers import Observers, RunFacts, find_closed_nodes
 from dagabaaz_celery.worker.outcome import OutcomeHandler, ends_process, stop_flag, wait_out
@@ -25,7 +27,6 @@ from dagabaaz_celery.worker.secrets import SecretResolver
 
 logger = logging.getLogger(__name__)
 
-RunCallback = Callable[[str], Any]
 Part = TypeVar("Part")
 
 _IN_PROCESS_BROKERS = ("memory",)
@@ -232,7 +233,7 @@ class Runtime:
             self._revoke([*cancelled, *(self.store.find_outlasting(owed) if terminate else ())], terminate)
         elif owed.kind == "epilogue":
             self.settle(self.store.follow_end(owed))
-        elif self.app.conf.task_always_eager or (self.is_worker and not self._has_sweep):
+        elif self.app.conf.task_always_eager or (self.is_worker and not self.has_sweep):
             self.deliver(owed)
         else:
             self.store.postpone_owed(owed, 0)  # callbacks run in workers, there in a thread of their own
@@ -240,7 +241,7 @@ class Runtime:
                 self.sweep_queue.callbacks.set()
 
     @property
-    def _has_sweep(self) -> bool:
+    def has_sweep(self) -> bool:
         """Whether this process sweeps: a worker's main process, where nothing may wait for a user's callback."""
         return self.sweep_queue is not None and self.sweep_queue.is_here
 
@@ -273,21 +274,25 @@ class Runtime:
             )
 
     def deliver(self, owed: Owed) -> None:
-        """Run the app's callables for a run's end; the row goes when all have returned."""
-        for callback in self.callbacks.get(owed.status, ()):
+        """Call or send what the app wants for a run's end; the row goes when all has been."""
+        for place, callback in enumerate(self.callbacks.get(owed.status, ())):
             try:
-                callback(owed.run_id)
+                make_call(self.app, self.broker, callback, owed, place)
             except BaseException as error:
                 if ends_process(error):
                     raise
                 delay = min(2.0 ** min(owed.tries + 1, 10), _MAX_CALLBACK_DELAY)
-                logger.exception(
-                    "the callback %r for run %s (%s, generation %d) raised: again in %.0f s",
+                is_away = isinstance(callback, Signature) and isinstance(error, BROKER_ERRORS)
+                logger.log(
+                    logging.WARNING if is_away else logging.ERROR,
+                    "the callback %r for run %s (%s, generation %d) raised %s: again in %.0f s",
                     callback,
                     owed.run_id,
                     owed.status,
                     owed.generation,
+                    error if is_away else type(error).__name__,
                     delay,
+                    exc_info=not is_away,
                 )
                 self.store.postpone_owed(owed, delay)
                 return
