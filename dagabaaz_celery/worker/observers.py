@@ -146,6 +146,10 @@ class Observers:
         """Tell this one, too, from now on."""
         self._all.append(observer)
 
+    def find(self, kind: type[Observer]) -> Observer | None:
+        """The first one of a class."""
+        return next((observer for observer in self._all if isinstance(observer, kind)), None)
+
     def carry(self, run_id: str, pipeline: str, before: Carried) -> dict[str, str]:
         """What all of them want stored with a run."""
         carried: dict[str, str] = {}
