@@ -5,6 +5,7 @@ import threading
 import uuid
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -28,6 +29,7 @@ from dagabaaz_celery.models import is_timeout
 from dagabaaz_celery.pipeline import Definition, Pipeline
 from dagabaaz_celery.pipeline_validation import KNOWN_OPTIONS, find_option_problems
 from dagabaaz_celery.plugins import PluginInfo, PluginInputMeta
+from dagabaaz_celery.retention import PruneReport, choose_ages
 from dagabaaz_celery.run import Run, iterate_runs
 from dagabaaz_celery.selection import Moment, read_selection
 from dagabaaz_celery.settings import Settings
@@ -39,6 +41,7 @@ from dagabaaz_celery.worker.callbacks import RunCallback, check_callback
 from dagabaaz_celery.worker.coroutines import make_sync
 from dagabaaz_celery.worker.foreground import call_now
 from dagabaaz_celery.worker.plugin_task import is_wrapped, wrap_plugin
+from dagabaaz_celery.worker.pruning import prune_now
 from dagabaaz_celery.worker.registry import Plugin, build_plugin, short_name
 from dagabaaz_celery.worker.runtime import Runtime
 from dagabaaz_celery.worker.secrets import SecretResolver, read_environment
@@ -382,6 +385,44 @@ class Dagabaaz:
         For integrations with frameworks, before the first use; ``dagabaaz_store_url``, where it is set, outranks it.
         """
         self._runtime.shared_database = database
+
+    # -- old runs
+
+    def prune(
+        self,
+        *,
+        older_than: float | timedelta | None = None,
+        status: RunStatus | str | None = None,
+        pipeline: str | None = None,
+        failed_rollbacks: bool = False,
+        limit: int | None = None,
+        dry_run: bool = False,
+    ) -> PruneReport:
+        """Delete runs that ended more than ``older_than`` seconds ago, the oldest first; returns what was deleted.
+
+        Without ``older_than`` the ages of ``dagabaaz_retention`` hold. ``limit`` is the most runs to delete. Runs with
+        a rollback that failed are left alone unless ``failed_rollbacks`` is true. ``dry_run`` deletes nothing.
+
+        Raises RunSelectionError for ages and statuses that say of no run that it goes, and StoreUnavailable with the
+        database away: then call it again.
+        """
+        return prune_now(
+            self._runtime,
+            choose_ages(self.settings.retention, older_than, status, limit),
+            pipeline=pipeline,
+            failed_rollbacks=failed_rollbacks,
+            limit=limit,
+            dry_run=dry_run,
+        )
+
+    def on_files_pruned(self, callback: Callable[[str, list[str]], Target]) -> Callable[[str, list[str]], Target]:
+        """Have whoever deletes a run call this with its id and the paths of files that its artifacts name.
+
+        At least once for each file, some at a time, before the store forgets them. When it raises, the run is kept,
+        and tried again later.
+        """
+        self._runtime.file_callbacks.append(callback)
+        return callback
 
     def close(self) -> None:
         """Close the store's connections. The object stays usable."""

@@ -117,6 +117,12 @@ class UnknownRun(DagabaazError, LookupError):
     code = "DGB401"
 
 
+class RunPruned(UnknownRun):
+    """Retention has deleted the run, or is at it."""
+
+    code = "DGB409"
+
+
 class UnknownNode(DagabaazError, LookupError):
     """The run has no such node."""
 

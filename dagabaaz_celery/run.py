@@ -17,6 +17,7 @@ from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.selection import RunSelection
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
 from dagabaaz_celery.stores.sql.records import Aftermath, NodeRow, RollbackStatus, RunRow, plain_value, to_result
+from dagabaaz_celery.stores.sql.transaction import refuse_pruned
 from dagabaaz_celery.worker.foreground import call_now
 from dagabaaz_celery.worker.runtime import Runtime
 
@@ -140,7 +141,11 @@ class Look(NamedTuple):
 
 
 class Run:
-    """A run, by id. Every property reads the store anew; raises UnknownRun for a run that is not there."""
+    """A run, by id. Every property reads the store anew; raises UnknownRun for a run that is not there.
+
+    Of one that retention deletes, ``status``, ``rollback_status`` and ``wait`` tell the end as long as its key is kept;
+    everything else raises RunPruned, an UnknownRun.
+    """
 
     def __init__(self, runtime: Runtime, run_id: str) -> None:
         self._runtime = runtime
@@ -165,7 +170,7 @@ class Run:
     @property
     def error(self) -> RunError | None:
         """Why the run ended badly; None for one that runs or completed."""
-        return read_run_error(self._row())
+        return read_run_error(self._whole_row())
 
     @property
     def input(self) -> dict[str, Any]:
@@ -467,9 +472,15 @@ class Run:
     def _row(self) -> RunRow:
         return self._runtime.store.get_run(self.id)
 
+    def _whole_row(self) -> RunRow:
+        """Like ``_row``; raises RunPruned where what it tells of is gone."""
+        row = self._row()
+        refuse_pruned(row)
+        return row
+
     def _find_node(self, slug: str) -> tuple[int, bool]:
         """A node's index, and whether it has a task for each artifact or group."""
-        topology = self._runtime.store.definition_of(self._row().definition_hash).topology
+        topology = self._runtime.store.definition_of(self._whole_row().definition_hash).topology
         index = topology.slug_to_index.get(slug)
         if index is None:
             raise UnknownNode(f"Run {self.id} has no node {slug!r}: it has {', '.join(topology.slug_to_index)}.")

@@ -11,7 +11,8 @@ from typing import Any
 
 from sqlalchemy import URL
 
-from dagabaaz_celery.errors import ConfigurationError, suggest_closest
+from dagabaaz_celery.errors import ConfigurationError, format_problems, suggest_closest
+from dagabaaz_celery.retention import Retention, find_retention_problems, read_retention
 
 _PREFIX = "dagabaaz_"
 #: What may stand before a table's name: with it, names stay within what every database takes.
@@ -52,6 +53,7 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "max_recoveries": (_is_count, "a whole number, 0 or more"),
     "resend_after": _SECONDS,
     "wrap_tasks": _FLAG,
+    "retention": (lambda value: value is None or isinstance(value, Retention), "a dict of statuses and ages, or None"),
 }
 
 
@@ -88,6 +90,8 @@ class Settings:
     resend_after: float = 30.0
     #: Drive plugins through their wrapper; False: by Celery's signals alone, like tasks nobody registered.
     wrap_tasks: bool = True
+    #: How long runs are kept after their end, by status, and keys after their runs; None: everything is kept.
+    retention: Retention | None = None
 
     def __post_init__(self) -> None:
         for name, (will_do, what) in _CHECKS.items():
@@ -112,6 +116,11 @@ def read_settings(conf: Any) -> Settings:
     given = {name: value for name in names if (value := conf.get(f"{_PREFIX}{name}")) is not None}
     if isinstance(given.get("files_dir"), (str, os.PathLike)):
         given["files_dir"] = Path(given["files_dir"]).absolute()
+    if "retention" in given:
+        problems = list(find_retention_problems(given["retention"]))
+        if problems:
+            raise ConfigurationError(format_problems("dagabaaz_retention cannot be used", problems))
+        given["retention"] = read_retention(given["retention"])
     return Settings(**given)
 
 

@@ -27,6 +27,7 @@ from dagabaaz_celery.worker.secrets import SecretResolver
 
 logger = logging.getLogger(__name__)
 
+FileCallback = Callable[[str, list[str]], Any]
 Part = TypeVar("Part")
 
 _IN_PROCESS_BROKERS = ("memory",)
@@ -61,6 +62,8 @@ class Runtime:
         self.callbacks: dict[RunStatus, list[RunCallback]] = {}
         #: Told of what happens to runs in this process.
         self.observers = Observers()
+        #: Told of the files of runs that are deleted.
+        self.file_callbacks: list[FileCallback] = []
         #: Set in a worker's main process before its pool starts, so that its children inherit it.
         self.worker_id: str | None = None
         #: Takes work from the main process's signal receivers; None outside a worker's main process.

@@ -2,8 +2,8 @@
 
 Any number of workers sweep at once: each takes small batches, locked. One round is what signal receivers handed over,
 what is owed, what has had its time, tasks to publish, runs with nothing open, this worker's own lost attempts, the
-attempts of workers that died, and messages that the broker lost. The heartbeat and the users' callbacks have threads of
-their own: neither may wait for the other.
+attempts of workers that died, and messages that the broker lost. The heartbeat, the users' callbacks and the deletion
+of old runs have threads of their own: none may wait for another.
 """
 
 import logging
@@ -23,6 +23,7 @@ from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.worker.broker import BROKER_ERRORS
 from dagabaaz_celery.worker.liveness import Heart, Watch, begun_attempt_ids, log_failure
 from dagabaaz_celery.worker.outcome import stop_flag, wait_out
+from dagabaaz_celery.worker.pruning import PruneThread
 from dagabaaz_celery.worker.redis_mend import mend_redis_transport
 from dagabaaz_celery.worker.report import offer_report, withdraw_report
 from dagabaaz_celery.worker.resend import LostMessages
@@ -73,6 +74,7 @@ class Sweeper:
             runtime.broker, runtime.store, runtime.publisher, self._stop.is_set, self._note
         )
         self._callbacks = _CallbackThread(runtime, self._queue.callbacks)
+        self._pruning = PruneThread(runtime)
         self._mourned: dict[str, WorkerRow] = {}
         #: Claims whose task was not found in the pool, and since when.
         self._missing: dict[tuple[str, str | None], float] = {}
@@ -85,6 +87,7 @@ class Sweeper:
         wait_out(self._heart.announce)
         self._heart.start()
         self._callbacks.start()
+        self._pruning.start()
         self._thread.start()
 
     def ask_to_stop(self) -> None:
@@ -93,12 +96,14 @@ class Sweeper:
         self._queue.wake.set()
         self._heart.ask_to_stop()
         self._callbacks.ask_to_stop()
+        self._pruning.ask_to_stop()
 
     def stop(self) -> None:
         """End the threads and withdraw the worker, whose pool has ended."""
         self.ask_to_stop()
         self._thread.join()
         self._callbacks.stop()
+        self._pruning.stop()
         try:
             self._make_handed_over_calls()
             self._heart.stop()

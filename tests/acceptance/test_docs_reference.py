@@ -26,6 +26,7 @@ from dagabaaz_celery.filter import filter_artifacts
 from dagabaaz_celery.models import EdgeFilter, FilterRule, TaskArtifact
 from dagabaaz_celery.pipeline import Pipeline
 from dagabaaz_celery.pipes import BUILTIN_PIPES, PIPE_ARITY
+from dagabaaz_celery.retention import PruneReport
 from dagabaaz_celery.run import NodeSnapshot, Run, RunError, RunSnapshot, TaskSnapshot
 from dagabaaz_celery.settings import Settings
 from dagabaaz_celery.stores.sql.records import RollbackStatus
@@ -133,6 +134,14 @@ def test_every_member_of_the_app_object_and_of_a_run_is_listed():
 
     assert set(read_names("runs.md", "Dagabaaz")) == public_names(Dagabaaz) - {"embedded"}
     assert set(read_names("runs.md", "Run")) == public_names(Run) | {"id"}
+
+
+def test_what_a_deletion_reports_is_listed():
+    assert set(read_names("runs.md", "PruneReport")) == {*PruneReport.__dataclass_fields__, *public_names(PruneReport)}
+
+
+def test_every_key_of_retention_is_listed():
+    assert {*read_names("settings.md", "Retention")} == {*RUN_TERMINAL_STATUSES, "keys"}
 
 
 def test_every_member_of_actions_and_flows_is_listed():

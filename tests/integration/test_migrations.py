@@ -33,7 +33,7 @@ SERVERS = {
     "mariadb": services.mysql_url,
 }
 NODES = (node("a"), node("b", "a"), node("c", "b", fan_mode=FanMode.AGGREGATE))
-FIRST, NEWEST = "0001", "0003_0001"
+FIRST, NEWEST = "0001", "0004_0001"
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -255,7 +255,7 @@ def test_a_store_is_migrated_up_and_down_with_live_runs_in_it(database: Database
         with Traffic(store) as traffic:
             with later_release("compatible"), database.open() as later:
                 run_to_its_end(later)
-            assert database.read_version() == "0004_0001"
+            assert database.read_version() == "0005_0001"
             finish_run(store, held.pop())
             traffic.wait_for_more()
             with database.open() as started_late:
@@ -280,7 +280,7 @@ def test_a_release_goes_on_with_a_newer_schema_that_is_good_for_it(
         run_to_its_end(store)
 
         assert store.id == later.id
-    assert "has schema 0004_0001, of a newer release; it does for this one" in caplog.text
+    assert "has schema 0005_0001, of a newer release; it does for this one" in caplog.text
 
 
 def test_a_release_refuses_a_newer_schema_that_is_not_good_for_it(
@@ -292,7 +292,7 @@ def test_a_release_refuses_a_newer_schema_that_is_not_good_for_it(
     with database.open() as store, pytest.raises(StoreSchemaError) as refused:
         store.search_runs()
 
-    assert f"has schema 0005, which is newer than this release knows (up to {NEWEST})" in str(refused.value)
+    assert f"has schema 0006, which is newer than this release knows (up to {NEWEST})" in str(refused.value)
     assert f"--prefix {database.prefix!r} --down {NEWEST}`" in str(refused.value)
     with later_release("compatible", "breaking"):
         assert database.run("--down", NEWEST) == 0
@@ -369,7 +369,10 @@ def test_a_schema_that_does_not_exist_is_a_wrong_call(database: Database, capsys
         database.run("--down", "0815")
 
     assert ended.value.code == 2
-    assert "there is no schema 0815; this release knows base, 0001, 0002_0001, 0003_0001" in capsys.readouterr().err
+    assert (
+        "there is no schema 0815; this release knows base, 0001, 0002_0001, 0003_0001, 0004_0001"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(

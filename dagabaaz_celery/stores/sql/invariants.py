@@ -61,7 +61,8 @@ def _batches(store: SqlStore, run_ids: Sequence[str] | None) -> Iterator[Sequenc
         return
     run, last = store.tables.run, None
     while True:
-        query = select(run.c.id).order_by(run.c.id).limit(_BATCH)
+        # Of what retention has given up something is gone already, and that is no contradiction.
+        query = select(run.c.id).where(run.c.pruned_at.is_(None)).order_by(run.c.id).limit(_BATCH)
         with store.read() as connection:
             batch = list(connection.execute(query if last is None else query.where(run.c.id > last)).scalars())
         if not batch:
@@ -83,7 +84,8 @@ class _Queries:
     def __init__(self, tables: Tables) -> None:
         run, node, task = tables.run, tables.node, tables.task
         self.rules = build_rules(tables)
-        self.runs = select(run).where(run.c.id.in_(bindparam("b_runs", expanding=True))).order_by(run.c.id)
+        is_wanted = run.c.id.in_(bindparam("b_runs", expanding=True))
+        self.runs = select(run).where(is_wanted, run.c.pruned_at.is_(None)).order_by(run.c.id)
         self.nodes = select(node).where(in_runs(node)).order_by(node.c.run_id, node.c.node_index)
         by_node = (task.c.run_id, task.c.node_index)
         self.statuses = (

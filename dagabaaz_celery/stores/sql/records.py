@@ -40,6 +40,8 @@ class RunRow:
     rollback_status: RollbackStatus
     epilogue: Epilogue | None
     timeout: int | None
+    #: When retention gave the run up: of what it had, something or everything is gone.
+    pruned_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,6 +53,7 @@ class RunRows:
             run.c.rollback_status,
             run.c.epilogue,
             run.c.timeout,
+            run.c.pruned_at,
         )
         self._tables = tables
         by_id = run.c.id == bindparam("b_run")
@@ -67,7 +68,10 @@ class RunRows:
         timeout = bindparam("b_timeout", type_=BigInteger())
         self._insert = insert(run).values(created_at=now(), timeout=timeout, deadline_at=now() + timeout)
         self._insert_definition = insert(definition).values(created_at=now())
-        self._definition = select(definition.c.body).where(definition.c.hash == bindparam("b_hash"))
+        by_hash = definition.c.hash == bindparam("b_hash")
+        self._definition = select(definition.c.body).where(by_hash)
+        self._unused_since = select(definition.c.unused_since).where(by_hash)
+        self._use_again = update(definition).where(by_hash).values(unused_since=None)
         self._end = (
             update(run)
             .where(by_id, run.c.status.in_(OPEN_RUN_STATUSES))
@@ -143,8 +147,12 @@ class RunRows:
         return str(connection.execute(self._input, {"b_run": run_id}).scalar_one())
 
     def ensure_definition(self, connection: Connection, digest: str, body: str) -> None:
-        """Store a definition unless it is there."""
-        if connection.execute(self._definition, {"b_hash": digest}).first() is None:
+        """Store a definition unless it is there; one that was given up is in use again, and not deleted then."""
+        found = connection.execute(self._unused_since, {"b_hash": digest}).first()
+        is_there = found is not None
+        if found is not None and found[0] is not None:
+            is_there = connection.execute(self._use_again, {"b_hash": digest}).rowcount == 1
+        if not is_there:
             insert_or_nothing(connection, self._insert_definition, hash=digest, body=body)
 
     def get_definition_body(self, connection: Connection, digest: str) -> str | None:
@@ -217,12 +225,15 @@ class RunRows:
         created_since: int | None,
         created_before: int | None,
     ) -> list[RunRow]:
-        """Runs, newest first; those that have all of the tags, and were made in the time, microseconds since 1970."""
+        """Runs, newest first; those that have all of the tags, and were made in the time, microseconds since 1970.
+
+        Without those that retention has given up.
+        """
         run = self._tables.run
         query, run_id = self._join_tags(select(*self._columns), tags)
         if status in OPEN_RUN_STATUSES:
             run_id = run.c.id  # few runs are open: SQLite begins with them, as others do by themselves
-        query = query.order_by(run_id.desc()).limit(limit)
+        query = query.where(run.c.pruned_at.is_(None)).order_by(run_id.desc()).limit(limit)
         if pipeline is not None:
             query = query.where(run.c.pipeline == pipeline)
         if status is not None:
@@ -326,6 +337,7 @@ def _to_run(row: Any) -> RunRow | None:
         rollback_status,
         epilogue,
         timeout,
+        pruned_at,
     ) = row
     return RunRow(
         id=id_,
@@ -345,4 +357,5 @@ def _to_run(row: Any) -> RunRow | None:
         rollback_status=rollback_status,
         epilogue=epilogue,
         timeout=timeout,
+        pruned_at=pruned_at,
     )

@@ -27,6 +27,7 @@ from dagabaaz_celery.stores.sql import epilogue, reopening
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
 from dagabaaz_celery.stores.sql.engine import Database, call_while_alive
 from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.stores.sql.pruning import fingerprint
 from dagabaaz_celery.stores.sql.records import (
     DEADLINE_EXCEEDED,
     OWED_KINDS,
@@ -50,7 +51,7 @@ from dagabaaz_celery.stores.sql.schema import open_schema
 from dagabaaz_celery.stores.sql.shared import SharedDatabase
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, build_tables, is_id, new_id
 from dagabaaz_celery.stores.sql.tasks import ID_CHUNK, UNCLAIMED
-from dagabaaz_celery.stores.sql.transaction import MICROSECONDS, Rows, RunTransaction, StorePolicy
+from dagabaaz_celery.stores.sql.transaction import MICROSECONDS, Rows, RunTransaction, StorePolicy, refuse_pruned
 from dagabaaz_celery.task_input import build_task_input, resolve_task_bindings
 
 logger = logging.getLogger(__name__)
@@ -276,7 +277,7 @@ class SqlStore:
         return inserted
 
     def _refuse_other_input(self, connection: Connection, existing: RunRow, input_text: str) -> None:
-        if self.rows.runs.get_input_text(connection, existing.id) != input_text:
+        if self.rows.runs.get_input_text(connection, existing.id) not in (input_text, fingerprint(input_text)):
             raise KeyConflict(
                 f"Pipeline {existing.pipeline!r} already has a run with key {existing.key!r} ({existing.id}), "
                 "started with other input. Use another key for other work; the run was left as it is."
@@ -990,9 +991,9 @@ class SqlStore:
     # -- looking
 
     def get_run(self, run_id: str) -> RunRow:
-        """The run as committed. Raises UnknownRun."""
+        """The run as committed, also one that retention has given up. Raises UnknownRun."""
         with self.read() as connection:
-            return self.require_run(connection, run_id)
+            return self.require_run(connection, run_id, also_pruned=True)
 
     def get_run_input(self, run_id: str) -> dict[str, Any]:
         """What the run was started with. Raises UnknownRun."""
@@ -1074,12 +1075,14 @@ class SqlStore:
         _refuse_other_ids(run_id)
         return RunTransaction(self.rows, connection, self.definitions, self.policy, run_id)
 
-    def require_run(self, connection: Connection, run_id: str) -> RunRow:
-        """The run, read in an open transaction. Raises UnknownRun."""
+    def require_run(self, connection: Connection, run_id: str, *, also_pruned: bool = False) -> RunRow:
+        """The run, read in an open transaction. Raises UnknownRun, and RunPruned for one that retention gave up."""
         _refuse_other_ids(run_id)
         run = self.rows.runs.get(connection, run_id)
         if run is None:
             raise UnknownRun(f"The store has no run {run_id}. dag.runs() lists those it has.")
+        if not also_pruned:
+            refuse_pruned(run)
         return run
 
 

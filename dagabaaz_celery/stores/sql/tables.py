@@ -154,6 +154,7 @@ def build_tables(prefix: str = "dagabaaz_", schema: str | None = None) -> Tables
 
     open_tasks = text(_one_of("status", OPEN_TASK_STATUSES))
     busy, limited = text("epilogue IS NOT NULL"), text("deadline_at IS NOT NULL")
+    pruned, unused = text("prune_due_at IS NOT NULL"), text("unused_since IS NOT NULL")
     delayed = text(f"status = '{TaskStatus.PENDING}' AND not_before IS NOT NULL")
     return Tables(
         metadata=metadata,
@@ -164,6 +165,9 @@ def build_tables(prefix: str = "dagabaaz_", schema: str | None = None) -> Tables
             Column("hash", String(64), primary_key=True),
             Column("body", JsonText, nullable=False),
             Column("created_at", BigInteger, nullable=False),
+            # Since when nothing is known to refer to it; null: something does, or nobody has looked.
+            Column("unused_since", BigInteger),
+            Index(name("definition_unused"), "unused_since", postgresql_where=unused, sqlite_where=unused),
         ),
         pipeline=table(
             "pipeline",
@@ -195,6 +199,9 @@ def build_tables(prefix: str = "dagabaaz_", schema: str | None = None) -> Tables
             # Microseconds that the run may take, and when they are over; none once it has ended.
             Column("timeout", BigInteger),
             Column("deadline_at", BigInteger),
+            # When retention gave the run up, and when it is to be looked at next for that: null for all others.
+            Column("pruned_at", BigInteger),
+            Column("prune_due_at", BigInteger),
             UniqueConstraint("pipeline", "run_key", name=name("run_key")),
             CheckConstraint(_one_of("status", tuple(RunStatus)), name=name("run_status")),
             CheckConstraint("nodes_done BETWEEN 0 AND nodes_total", name=name("run_nodes_done")),
@@ -202,6 +209,9 @@ def build_tables(prefix: str = "dagabaaz_", schema: str | None = None) -> Tables
             Index(name("run_of_pipeline"), "pipeline", "id"),
             Index(name("run_in_epilogue"), "epilogue", "id", postgresql_where=busy, sqlite_where=busy),
             Index(name("run_deadline"), "deadline_at", postgresql_where=limited, sqlite_where=limited),
+            Index(name("run_to_prune"), "status", "pruned_at", "ended_at"),
+            Index(name("run_prune_due"), "prune_due_at", postgresql_where=pruned, sqlite_where=pruned),
+            Index(name("run_of_definition"), "definition_hash"),
         ),
         tag=table(
             "tag",

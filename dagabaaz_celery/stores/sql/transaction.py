@@ -20,12 +20,13 @@ from dagabaaz_celery.constants import (
     RunStatus,
     TaskStatus,
 )
-from dagabaaz_celery.errors import UnknownRun
+from dagabaaz_celery.errors import RunPruned, UnknownRun
 from dagabaaz_celery.models import DagArtifact, DagNode, RetryableTaskInfo, TaskArtifact, TaskContext
 from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
 from dagabaaz_celery.stores.sql.nodes import NodeRows
 from dagabaaz_celery.stores.sql.owed import OwedRows, WorkerRows
+from dagabaaz_celery.stores.sql.pruning import PruneRows
 from dagabaaz_celery.stores.sql.records import (
     CARRIED,
     Aftermath,
@@ -69,6 +70,15 @@ class StorePolicy:
     max_fan_out: int = 10_000
 
 
+def refuse_pruned(run: RunRow) -> None:
+    """Raise RunPruned for a run that retention has given up: what is still there of it goes, too."""
+    if run.pruned_at is not None:
+        raise RunPruned(
+            f"Run {run.id} was {run.status}, and is deleted by now, as dagabaaz_retention or a call of dag.prune() "
+            "says: only run.status is left of it. Start a new run."
+        )
+
+
 class Rows:
     """Every statement of a store."""
 
@@ -81,6 +91,7 @@ class Rows:
         self.artifacts = ArtifactRows(tables)
         self.owed = OwedRows(tables)
         self.workers = WorkerRows(tables)
+        self.pruning = PruneRows(tables)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +136,7 @@ class RunTransaction:
             self._run = self.rows.runs.lock(self.connection, self.run_id)
             if self._run is None:
                 raise UnknownRun(f"The store has no run {self.run_id}. dag.runs() lists those it has.")
+            refuse_pruned(self._run)
             self._nodes_done = self._run.nodes_done
         return self._run
 

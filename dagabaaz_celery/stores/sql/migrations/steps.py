@@ -13,12 +13,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from alembic import context, op
-from sqlalchemy import inspect
+from sqlalchemy import TableClause, column, inspect, table
 
 
 def name(part: str) -> str:
     """The name of a table or index, with the store's prefix."""
     return f"{context.config.attributes['prefix']}{part}"
+
+
+def rows_of(table_name: str, *columns: str) -> TableClause:
+    """A table, named without its prefix, for a statement on its rows."""
+    return table(name(table_name), *map(column, columns), schema=_schema())
 
 
 def create_table(table: str, *parts: Any) -> None:

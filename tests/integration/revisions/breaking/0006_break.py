@@ -5,8 +5,8 @@ from alembic import op
 
 from dagabaaz_celery.stores.sql.migrations.steps import name
 
-revision = "0005"
-down_revision = "0004_0001"
+revision = "0006"
+down_revision = "0005_0001"
 branch_labels = None
 depends_on = None
 

@@ -5,8 +5,8 @@ from alembic import op
 
 from dagabaaz_celery.stores.sql.migrations.steps import create_index, drop_index, name
 
-revision = "0004_0001"
-down_revision = "0003_0001"
+revision = "0005_0001"
+down_revision = "0004_0001"
 branch_labels = None
 depends_on = None
 
