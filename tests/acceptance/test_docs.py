@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import celery._state
+import click
 import pytest
 from celery import Celery
 from celery.bin.celery import celery as celery_command
@@ -312,12 +313,12 @@ def check_extras(arguments: list[str]) -> None:
         assert found is None or set((found[1] or "all").split(",")) <= read_extras()
 
 
-def check_options(command: Any, arguments: list[str]) -> None:
+def check_options(command: click.Command, arguments: list[str]) -> None:
     """Every option is one of the command's, or of the subcommand's behind it."""
     known = {option for parameter in command.params for option in parameter.opts}
     for position, argument in enumerate(arguments):
-        if argument in getattr(command, "commands", ()):
-            check_options(command.commands[argument], arguments[position + 1 :])
+        if isinstance(command, click.Group) and argument in command.list_commands(click.Context(command)):
+            check_options(command.get_command(click.Context(command), argument), arguments[position + 1 :])
             return
         assert not argument.startswith("-") or argument.partition("=")[0] in known, argument
 

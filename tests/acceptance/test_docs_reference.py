@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 from typing import Any, get_args
 
+import click
 import pytest
 from markdown_pages import ROOT, find_blocks, find_tables
 from pydantic import BaseModel
 
 from dagabaaz_celery import errors, models, store
+from dagabaaz_celery.cli import COMMANDS, dagabaaz
+from dagabaaz_celery.cli.output import ExitCode
 from dagabaaz_celery.constants import (
     RUN_RETRYABLE_STATUSES,
     RUN_TERMINAL_STATUSES,
@@ -238,6 +241,19 @@ def test_every_check_of_the_doctor_is_listed_with_what_it_asks():
     assert read_names("doctor.md", "Finding") == list(Finding.__dataclass_fields__)
     options = {option for parameter in doctor.params for option in parameter.opts} - {"--help"}
     assert {name.split()[0] for name in read_names("doctor.md", "Options")} >= options
+
+
+def test_every_command_is_listed_with_its_options():
+    context = click.Context(dagabaaz, info_name="dagabaaz")
+    assert read_names("cli.md", "Commands") == list(COMMANDS)
+    for name in COMMANDS:
+        command = dagabaaz.get_command(context, name)
+        options = {option for one in command.params if isinstance(one, click.Option) for option in one.opts}
+        assert {each.split()[0] for each in read_names("cli.md", name)} == options, name
+
+
+def test_every_exit_code_is_listed():
+    assert [int(code) for code in read_names("cli.md", "Exit codes")] == sorted(ExitCode)
 
 
 def test_pages_of_the_reference_are_all_checked_here():
