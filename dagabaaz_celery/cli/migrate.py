@@ -26,7 +26,12 @@ def migrate(ctx: click.Context, check: bool, sql: bool, begin: str | None, down:
     """
     if check and sql:
         raise click.UsageError("Take --check or --sql, not both.")
-    settings = find_dag(ctx).settings
+    dag = find_dag(ctx)
+    settings, shared = dag.settings, dag._runtime.shared_database
+    if settings.store_url is None and shared is not None:
+        raise ConfigurationError(
+            f"The store is in the app's own database, whose tables are not made here: `{shared.migrate_command}` does."
+        )
     if settings.store_url is None:
         raise ConfigurationError(
             "dagabaaz_store_url is not set, so there is no store whose tables could be made. Set it to a SQLAlchemy "

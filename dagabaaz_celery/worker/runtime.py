@@ -280,7 +280,7 @@ class Runtime:
         """Call or send what the app wants for a run's end; the row goes when all has been."""
         for place, callback in enumerate(self.callbacks.get(owed.status, ())):
             try:
-                make_call(self.app, self.broker, callback, owed, place)
+                self._call_back(callback, owed, place)
             except BaseException as error:
                 if ends_process(error):
                     raise
@@ -300,6 +300,18 @@ class Runtime:
                 self.store.postpone_owed(owed, delay)
                 return
         self.store.settle_owed(owed)
+
+    def _call_back(self, callback: RunCallback, owed: Owed, place: int) -> None:
+        """Threads of a worker live long, and nobody else tells the app when one of them works for it."""
+        shared = self.shared_database
+        if shared is None:
+            make_call(self.app, self.broker, callback, owed, place)
+            return
+        shared.refresh()
+        try:
+            make_call(self.app, self.broker, callback, owed, place)
+        finally:
+            shared.refresh()
 
     def _url_without_setting(self) -> str:
         """A broker inside this process, or none at all, needs no shared store."""

@@ -12,6 +12,7 @@ from django.utils.module_loading import autodiscover_modules
 
 from dagabaaz_celery.contrib.django.checks import check_settings
 from dagabaaz_celery.contrib.django.routers import StoreRouter
+from dagabaaz_celery.contrib.django.signals import connect_signals
 from dagabaaz_celery.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class DagabaazConfig(AppConfig):
         for module in dag.app.loader.default_modules:
             dag.app.loader.import_task_module(module)
         autodiscover_modules("pipelines")
+        connect_signals(dag)
 
 
 def _make_tables_without_migrations(sender: Any, using: str, **kwargs: Any) -> None:

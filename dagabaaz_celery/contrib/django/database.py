@@ -3,18 +3,19 @@
 SQLAlchemy speaks over Django's raw connection there; that commits, rolls back and closes is left to Django.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import close_old_connections, connections, transaction
 from sqlalchemy import URL, Connection, Engine, NullPool
 from sqlalchemy.exc import DBAPIError
 
 from dagabaaz_celery.contrib.django.database_url import build_url, is_in_memory
 from dagabaaz_celery.errors import ConfigurationError, TransactionOpen
-from dagabaaz_celery.stores.sql.engine import build_engine
+from dagabaaz_celery.stores.sql.engine import build_engine, call_while_alive
 
 
 class DjangoDatabase:
@@ -28,6 +29,11 @@ class DjangoDatabase:
         self._first_name = self._settings["NAME"]
         self._url: tuple[Any, URL] | None = None
         self._bridge: Engine | None = None
+        self._reset_lock()
+        os.register_at_fork(after_in_child=call_while_alive(self._reset_lock))
+
+    def _reset_lock(self) -> None:
+        """A forked child starts with a lock that nobody holds."""
         self._building = threading.Lock()
 
     @property
@@ -84,6 +90,10 @@ class DjangoDatabase:
             with wrapper.wrap_database_errors:
                 raise (error.orig or error) from error
 
+    def refresh(self) -> None:
+        """Close what is broken, or older than CONN_MAX_AGE."""
+        close_old_connections()
+
     def after_commit(self, call: Callable[[], object]) -> Callable[[], bool] | None:
         """Have Django call this on commit; tells whether Django still has that before it."""
         if not self.awaits_commit():
@@ -107,10 +117,10 @@ class DjangoDatabase:
 
     def _open_bridge(self) -> Engine:
         """An engine that takes each thread's own connection of Django's, and what it knows of the server from one."""
-        with self._building:
-            if self._bridge is None:
-                self._bridge = self._build_bridge()
-            return self._bridge
+        if self._bridge is None:
+            with self._building:
+                self._bridge = self._bridge or self._build_bridge()
+        return self._bridge
 
     def _build_bridge(self) -> Engine:
         # Put together by hand: create_engine would have the dialect change what it connects to.

@@ -34,6 +34,9 @@ class SharedDatabase(Protocol):
     def awaits_commit(self) -> bool:
         """Whether what follows a commit has to wait for the transaction that this thread has open."""
 
+    def refresh(self) -> None:
+        """Have the app drop connections of this thread that are of no use any more; around each of its callbacks."""
+
     def after_commit(self, call: Callable[[], object]) -> Callable[[], bool] | None:
         """Call this after the commit; gives what tells whether it still waits for it. Without a transaction, now.
 

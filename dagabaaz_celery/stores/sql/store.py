@@ -131,9 +131,9 @@ class SqlStore:
     @property
     def database(self) -> Database:
         """Where the rows are; a shared one may be called something else since, as in tests."""
-        if self.shared is not None and self.shared.url != self._database.url:
+        if self.shared is not None and (url := self.shared.url) is not self._database.url:
             self._database.close()
-            self._database, self._id = Database(self.shared.url, self.shared), None
+            self._database, self._id = Database(url, self.shared), None
         return self._database
 
     @property
