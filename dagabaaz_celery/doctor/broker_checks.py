@@ -1,6 +1,9 @@
 """Checks of the broker, and of what its settings mean for tasks that take long."""
 
 from collections.abc import Iterator
+from typing import Any
+
+from kombu.utils.url import maybe_sanitize_url
 
 from dagabaaz_celery.brokers.embedded import is_embedded
 from dagabaaz_celery.doctor.facts import Facts, explain
@@ -26,11 +29,11 @@ def check_broker(facts: Facts) -> Iterator[Said]:
         return
     problem = facts.broker_problem
     if problem is not None:
-        url = facts.app.connection_for_write().as_uri()  # without its password
+        url = maybe_sanitize_url(str(facts.app.conf.broker_write_url or facts.app.conf.broker_url))  # no password
         yield fail(
-            f"the broker at {url} does not answer: {explain(problem)}",
+            f"the broker at {url} cannot be used: {explain(problem)}",
             "Runs can be started and stay where they are: what they owe is published when the broker is back.",
-            f"{facts.command} status   # and compare broker_url",
+            _how_to_reach(facts.app.connection_for_write(), problem),
         )
     elif facts.broker.transport == "memory":
         yield warn(
@@ -40,6 +43,16 @@ def check_broker(facts: Facts) -> Iterator[Said]:
         )
     else:
         yield ok(f"the broker answers ({_name_broker(facts)})")
+
+
+def _how_to_reach(connection: Any, problem: Exception) -> str:
+    kind = str(connection.transport_cls)
+    if isinstance(problem, ImportError):
+        return 'pip install "dagabaaz-celery[redis]"' if kind.startswith("redis") else f"pip install 'celery[{kind}]'"
+    host, port = connection.hostname or "localhost", connection.port
+    if kind == "redis":
+        return f"redis-cli -h {host} -p {port or 6379} ping   # and compare broker_url"
+    return f"nc -vz {host} {port or 5672}   # and compare broker_url"
 
 
 def _name_broker(facts: Facts) -> str:

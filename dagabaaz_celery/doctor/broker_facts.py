@@ -31,8 +31,6 @@ class BrokerFacts:
     transport: str
     #: By node name, the queues that it consumes.
     consumed: dict[str, list[str]] = field(default_factory=dict)
-    #: Node names that answered more than once.
-    repeated: list[str] = field(default_factory=list)
     answers: list[Answer] = field(default_factory=list)
     #: What Redis says of its memory, such as ``maxmemory_policy``.
     redis_memory: dict[str, Any] = field(default_factory=dict)
@@ -55,13 +53,11 @@ def look_at_broker(
                 return BrokerFacts(transport, redis_memory=memory)
             queues = _broadcast(app, link, "active_queues", patience=patience)
             consumed = {answer.node: _names(answer.said) for answer in queues}
-            nodes = [answer.node for answer in queues]
             chosen = sorted(choose(consumed))
-            reports = _broadcast(app, link, COMMAND, patience=patience, destination=chosen) if chosen else []
+            reports = _broadcast(app, link, COMMAND, patience=patience, to=chosen) if chosen else []
             return BrokerFacts(
                 transport,
                 consumed=consumed,
-                repeated=sorted({node for node in nodes if nodes.count(node) > 1}),
                 answers=[Answer(a.node, _read_report(a.said), a.asked_at, a.at) for a in reports],
                 redis_memory=memory,
             )
@@ -77,10 +73,8 @@ class _Reply:
     at: float
 
 
-def _broadcast(
-    app: Celery, link: Link, command: str, *, patience: float, destination: list[str] | None = None
-) -> list[_Reply]:
-    """Have workers answer, over a channel of its own."""
+def _broadcast(app: Celery, link: Link, command: str, *, patience: float, to: list[str] | None = None) -> list[_Reply]:
+    """Have workers answer, over a channel of its own; when all that are named have, it ends early."""
     replies: list[_Reply] = []
     asked_at = time.time()
 
@@ -92,7 +86,7 @@ def _broadcast(
     try:
         app.control.broadcast(
             command,
-            destination=destination,
+            destination=to,
             reply=True,
             timeout=patience,
             callback=note,

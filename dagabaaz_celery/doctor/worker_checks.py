@@ -91,13 +91,12 @@ def check_versions(facts: Facts) -> Iterator[Said]:
 def check_names(facts: Facts) -> Iterator[Said]:
     """Node names are unique: by them workers are told to end a body."""
     count = Counter(worker.name for worker in facts.workers)
-    twice = {name for name, number in count.items() if number > 1}
-    if not facts.app.conf.task_always_eager and facts.broker_problem is None:
-        twice |= set(facts.broker.repeated)
-    for name in sorted(twice):
+    twice = sorted(name for name, number in count.items() if number > 1)
+    for name in twice:
         yield warn(
-            f"{max(count[name], 2)} live workers have the node name {name}",
-            "Remote control reaches a worker by its name. Of two with one name nobody can say which answered.",
+            f"{count[name]} live workers have the node name {name}",
+            "Remote control reaches a worker by its name. Of two with one name only one gets each order, as to end "
+            "the body of a run that was cancelled.",
             f"{facts.command} worker -n {name.partition('@')[0]}2@%h",
         )
     if not twice:
@@ -105,7 +104,7 @@ def check_names(facts: Facts) -> Iterator[Said]:
 
 
 def check_strangers(facts: Facts) -> Iterator[Said]:
-    """Nobody else takes the tasks of our pipelines."""
+    """Nobody else takes the tasks of our pipelines, or looks after our runs."""
     used = {queue for route in facts.routes for queue in route.queues or ()}
     count = 0
     for node, queues, answer in facts.strangers:
@@ -113,6 +112,15 @@ def check_strangers(facts: Facts) -> Iterator[Said]:
         if shared:
             count += 1
             yield _describe_stranger(facts, node, shared, answer)
+    apps = sorted({worker.report["app"] for worker in facts.workers if "app" in worker.report})
+    if len(apps) > 1:
+        count += 1
+        yield warn(
+            f"workers of several apps have this store: {', '.join(apps)}",
+            "A worker publishes whatever its store owes, with its own routing, and takes over what a dead worker of "
+            "another app ran, whose tasks it may not know.",
+            f'app.conf.dagabaaz_table_prefix = "{apps[-1]}_dagabaaz_"   # in the app {apps[-1]!r}: a store of its own',
+        )
     if not count:
         yield ok("every worker that takes tasks of pipelines has this store")
 
@@ -232,7 +240,7 @@ CHECKS: tuple[Check[Facts], ...] = (
     Check("workers", "Is a worker alive, of which version, and does it answer?", check_workers),
     Check("versions", "Is the same release everywhere?", check_versions),
     Check("names", "Has every worker a name of its own?", check_names),
-    Check("strangers", "Do other workers take the tasks of pipelines?", check_strangers),
+    Check("strangers", "Do workers of other apps or stores take part?", check_strangers),
     Check("worker-settings", "Do the workers' settings agree?", check_worker_settings),
     Check("remote-control", "Can workers be reached by remote control?", check_remote_control),
     Check("files", "Do all workers share the files directory?", check_files),

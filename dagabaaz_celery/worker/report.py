@@ -70,6 +70,7 @@ def describe_worker(runtime: Runtime, controller: Any) -> dict[str, Any]:
     conf = runtime.app.conf
     settings = asdict(runtime.settings)
     return {
+        "app": str(runtime.app.main),
         "store": runtime.store.id,
         "store_at": describe_url(runtime.store.database.engine.url),
         "worker": runtime.worker_id,

@@ -75,7 +75,7 @@ def visit(site: Site) -> Iterator[Callable[..., Dagabaaz]]:
 def find(findings: list[Finding], check: str, level: str = "error") -> Finding:
     """The one finding of a check that is of this level."""
     found = [each for each in findings if each.check == check and each.level == level and each.checked]
-    assert len(found) == 1, findings
+    assert len(found) == 1, "\n".join(map(str, findings))
     assert found[0].why
     return found[0]
 
@@ -221,10 +221,15 @@ def test_more_workers_than_the_server_takes_connections(limited: Any, fix: str, 
 def test_a_broker_that_is_away(visit: Callable[..., Dagabaaz]):
     findings = diagnose(visit(broker_url="redis://:secret@127.0.0.1:1/0"))
     finding = find(findings, "broker")
-    assert "status" in finding.fix
+    assert finding.fix.startswith("redis-cli -h 127.0.0.1 -p 1 ping")
     assert {"visibility", "strangers", "files"} <= unchecked(findings)
     assert "queues" not in unchecked(findings), "heartbeats tell of queues"
     assert "secret" not in str(findings)
+
+
+def test_a_broker_whose_library_is_not_installed(visit: Callable[..., Dagabaaz], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("kombu.transport.redis.redis", None)
+    assert find(diagnose(visit()), "broker").fix == 'pip install "dagabaaz-celery[redis]"'
 
 
 def test_servers_that_take_everything_and_answer_nothing(
@@ -516,6 +521,18 @@ def test_a_worker_of_a_queue_of_ours_that_has_no_dagabaaz(dag: Dagabaaz):
     assert "cancel_consumer" in finding.fix
     assert find(findings, "workers").fix.startswith("celery -A proj worker")
     plain.close()
+
+
+def test_two_apps_with_one_store(tmp_path: Path):
+    settings = {"task_default_queue": f"shared-{new_id()}", "dagabaaz_store_url": f"sqlite:///{tmp_path}/runs.sqlite3"}
+    shop, billing = Dagabaaz(make_app("shop", **settings)), Dagabaaz(make_app("billing", **settings))
+    with embedded_worker(shop.app), embedded_worker(billing.app, hostname="billing@here"):
+        finding = find(diagnose(shop), "strangers", "warning")
+    assert "billing, shop" in finding.found
+    assert "dagabaaz_table_prefix" in finding.fix
+    for dag in (shop, billing):
+        dag.close()
+        dag.app.close()
 
 
 def test_a_worker_that_died_with_its_tasks_and_two_of_one_name(dag: Dagabaaz):
