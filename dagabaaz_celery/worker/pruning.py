@@ -166,11 +166,19 @@ class Pruner:
     def _delete(self, run_ids: Sequence[str]) -> None:
         """Delete runs that this process has taken: their rows, their files, and then themselves."""
         self._refused.clear()
+        self._empty(run_ids)
+        self._end([run_id for run_id in run_ids if run_id not in self._refused])
+        if self._refused:
+            delay = int(_RETRY_AFTER * MICROSECONDS)
+            self._commit(lambda c: self._rows.lease(c, sorted(self._refused), delay))
+
+    def _empty(self, run_ids: Sequence[str]) -> None:
+        """Delete what runs may have many of."""
         batch = _Batch()
         for run_id in run_ids:
             for part in PARTS:
                 begin = None
-                while run_id not in self._refused:
+                while run_id not in self._refused and not self.stopped:
                     limit = max(self._pace.size - batch.size, 1)
                     with self._store.read() as connection:
                         page = self._rows.read_page(connection, part, run_id, begin, limit)
@@ -178,22 +186,16 @@ class Pruner:
                     if batch.size >= self._pace.size:
                         self._flush(batch, run_ids)
                         batch = _Batch()
-                    if self.stopped:
-                        return
                     if page.next is None:
                         break
                     begin = page.next
         self._flush(batch, run_ids)
-        self._end([run_id for run_id in run_ids if run_id not in self._refused])
-        if self._refused:
-            delay = int(_RETRY_AFTER * MICROSECONDS)
-            self._commit(lambda c: self._rows.lease(c, sorted(self._refused), delay))
 
     def _flush(self, batch: _Batch, run_ids: Sequence[str]) -> None:
         for run_id, files in list(batch.files.items()):
             if run_id in self._refused or not self._tell(run_id, files):
                 batch.drop(run_id)
-        if not batch.rows:
+        if not batch.rows or self.stopped:
             return
 
         def work(connection: Connection) -> Counter[Part]:
@@ -219,12 +221,14 @@ class Pruner:
         logger.exception("run %s is not deleted: %s; again in %.0f s", run_id, why, _RETRY_AFTER)
 
     def _end(self, run_ids: Sequence[str]) -> None:
+        if self.stopped:
+            return
         with self._store.read() as connection:
             emptied = self._rows.list_emptied(connection, run_ids)
             clock = self._store.rows.tasks.read_clock(connection)
         group: list[Emptied] = []
         for run in emptied:
-            if not run.is_key_only and not self._remove_files(run.id):
+            if self.stopped or (not run.is_key_only and not self._remove_files(run.id)):
                 continue
             if group and sum(each.nodes for each in group) + run.nodes > _NODES:
                 self._end_some(group, clock)
@@ -243,7 +247,7 @@ class Pruner:
             self._rows.delete_runs(connection, [run.id for run in gone])
             self._rows.give_up_definitions(connection, sorted({run.definition_hash for run in gone}))
 
-        if runs:
+        if runs and not self.stopped:
             self._commit(work)
             self.runs += Counter(run.status for run in runs if not run.is_key_only)
 
