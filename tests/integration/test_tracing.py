@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from opentelemetry.instrumentation.celery import CeleryInstrumentor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
@@ -491,3 +492,36 @@ def test_a_run_over_two_worker_processes_is_one_tree():
     assert lost["status"]["status_code"] == "ERROR"
     assert lost["pid"] != survived["pid"]
     assert survived["status"]["status_code"] == "UNSET"
+
+
+def test_beside_celerys_own_instrumentation_the_tree_is_the_same(new_world: Callable[..., World]):
+    """Its spans, of sending and of receiving messages, are linked; the plugin's own hang under their node."""
+    world = new_world()
+    dag = world.dag
+
+    @dag.plugin
+    def words() -> list[str]:
+        return ["tea"]
+
+    @dag.plugin
+    def weigh(word: str) -> int:
+        with world.tracer.start_as_current_span("scales"):
+            return len(word)
+
+    dag.app.conf.task_always_eager = False
+    CeleryInstrumentor().instrument(tracer_provider=world.provider)
+    try:
+        with embedded_worker(dag.app):
+            with world.tracer.start_as_current_span("POST /orders"):
+                complete(dag, node("words"), node("weigh", "words"), name="order")
+            wait_until(lambda: "run order" in {span.name for span in world.spans()}, "the run's span is there")
+    finally:
+        CeleryInstrumentor().uninstrument()
+
+    tree = world.tree()
+    assert tree["run order"] == ["node weigh", "node words"]
+    assert (tree["node words"], tree["node weigh"]) == (["task words"], ["task weigh"])
+    assert tree["task weigh"] == ["scales"]
+    (link,) = world.span("task weigh").links
+    received = {span.context.span_id: span.name for span in world.spans()}[link.context.span_id]
+    assert received == f"run/{weigh.name}"
