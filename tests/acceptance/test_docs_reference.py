@@ -32,7 +32,7 @@ from dagabaaz_celery.pipes import BUILTIN_PIPES, PIPE_ARITY
 from dagabaaz_celery.retention import PruneReport
 from dagabaaz_celery.run import NodeSnapshot, Run, RunError, RunSnapshot, TaskSnapshot
 from dagabaaz_celery.settings import Settings
-from dagabaaz_celery.stores.sql.records import RollbackStatus
+from dagabaaz_celery.stores.sql.records import OWED_KINDS, RollbackStatus
 from dagabaaz_celery.stores.sql.tables import NODE_STATUSES, build_tables
 
 REFERENCE = ROOT / "docs" / "reference"
@@ -259,3 +259,22 @@ def test_every_exit_code_is_listed():
 def test_pages_of_the_reference_are_all_checked_here():
     checked = Path(__file__).read_text(encoding="utf-8")
     assert all(page.name in checked for page in REFERENCE.glob("*.md"))
+
+
+def test_every_attribute_instrument_and_sweep_action_is_listed():
+    """By the words in the code that names them."""
+    package = ROOT / "dagabaaz_celery"
+    source = "".join(path.read_text() for path in (package / "contrib" / "otel").glob("*.py"))
+    named = set(re.findall(r'"(dagabaaz\.[a-z.]+)"', source))
+    listed = {
+        *read_names("telemetry.md", "Attributes of spans"),
+        *read_names("telemetry.md", "Metrics"),
+        "dagabaaz.queue",
+        "dagabaaz.action",
+    }
+    assert listed == named
+
+    worker = "".join((package / "worker" / name).read_text() for name in ("sweeper.py", "runtime.py", "resend.py"))
+    noted = set(re.findall(r'(?:_note\(|"swept", )"([a-z_]+)"', worker))
+    owed = {kind for kind in OWED_KINDS if kind != "callback"}  # those are noted by their kind
+    assert set(read_names("telemetry.md", "Sweep actions")) == noted | owed
