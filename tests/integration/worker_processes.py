@@ -57,15 +57,17 @@ class Site:
         worker = ProcessTree(command, log=log, cwd=ROOT, env={**os.environ, **environment})
         self.workers.append(worker)
         if wait:
-            self.wait_ready()
+            self._wait_for(worker, log)
         return worker
 
     def wait_ready(self) -> None:
         """Wait until every worker consumes."""
         for number, worker in enumerate(self.workers):
-            log = self.directory / f"worker-{number}.log"
-            wait_until(lambda: "ready." in log.read_text() or not worker.is_running, "the worker is ready", timeout=90)  # noqa: B023
-            assert worker.is_running, log.read_text()
+            self._wait_for(worker, self.directory / f"worker-{number}.log")
+
+    def _wait_for(self, worker: ProcessTree, log: Path) -> None:
+        wait_until(lambda: "ready." in log.read_text() or not worker.is_running, "the worker is ready", timeout=90)
+        assert worker.is_running, log.read_text()
 
     def logs(self) -> str:
         """What all workers wrote so far."""
