@@ -71,7 +71,7 @@ def _start_in_django(ctx: click.Context, name: str) -> None:
         package.write_text(DJANGO_INIT, encoding="utf-8")
         click.echo(f"Wrote {package}, which was empty.")
     if name:
-        _write_unless_there(Path(name, "pipelines.py"), DJANGO_PIPELINES.format(project=project))
+        _write_unless_there(Path(name, "pipelines.py"), DJANGO_PIPELINES.format())
     _say_what_django_needs(project, name, package=None if is_empty else package)
 
 

@@ -94,8 +94,7 @@ dag = Dagabaaz(app)
 DJANGO_PIPELINES = (
     '''"""Plugins and pipelines of this app."""
 
-from {project}.celery import dag
-
+from dagabaaz_celery.contrib.django import dag
 from dagabaaz_celery.models import DagNode, TaskArtifact
 from dagabaaz_celery.pipeline import Pipeline
 

@@ -526,6 +526,6 @@ def test_init_writes_what_a_django_project_needs(folder: Path):
     call_command("startapp", "orders", str(folder / "orders"))
     said = init()
     assert "site_of_mine/celery.py is there, and stays as it is." in said
-    assert "from site_of_mine.celery import dag" in (folder / "orders" / "pipelines.py").read_text()
+    assert "from dagabaaz_celery.contrib.django import dag" in (folder / "orders" / "pipelines.py").read_text()
     assert '"dagabaaz_celery.contrib.django",\n    "orders",' in said
     assert "python manage.py migrate" in said

@@ -204,4 +204,4 @@ def test_speed_is_that_of_the_last_half_minute():
 def test_what_is_written_is_python():
     for text in (STARTER.format(module="proj"), ADDED_LINES, DJANGO_INIT, DJANGO_CELERY.format(project="site")):
         compile(text, "written", "exec")
-    compile(DJANGO_PIPELINES.format(project="site"), "written", "exec")
+    compile(DJANGO_PIPELINES.format(), "written", "exec")
