@@ -147,6 +147,11 @@ class Run(StoreModel):
     class Meta:
         db_table = name_table("run")
         ordering = ("-id",)
+        permissions = (
+            ("retry_run", "Can retry runs"),
+            ("cancel_run", "Can cancel runs"),
+            ("rollback_run", "Can roll back runs"),
+        )
 
     def __str__(self) -> str:
         return f"{self.pipeline} {self.id}"

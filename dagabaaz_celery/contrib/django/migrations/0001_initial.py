@@ -102,6 +102,11 @@ class Migration(migrations.Migration):
                     options={
                         "db_table": name_table("run"),
                         "ordering": ("-id",),
+                        "permissions": (
+                            ("retry_run", "Can retry runs"),
+                            ("cancel_run", "Can cancel runs"),
+                            ("rollback_run", "Can roll back runs"),
+                        ),
                     },
                 ),
                 migrations.CreateModel(
