@@ -95,6 +95,7 @@ class Definition(StoreModel):
     hash = models.CharField(max_length=64, primary_key=True)
     body = JsonTextField()
     created_at = TimeField()
+    unused_since = TimeField(null=True)
 
     class Meta:
         db_table = name_table("definition")
@@ -143,6 +144,8 @@ class Run(StoreModel):
     epilogue = models.CharField(max_length=16, null=True)
     timeout = models.BigIntegerField(null=True)
     deadline_at = TimeField(null=True)
+    pruned_at = TimeField(null=True)
+    prune_due_at = TimeField(null=True)
 
     class Meta:
         db_table = name_table("run")

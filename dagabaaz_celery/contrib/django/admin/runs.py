@@ -47,7 +47,7 @@ class RunAdmin(StoreAdmin):
 
     def get_queryset(self, request: Any) -> Any:
         """Without what a list does not show, which may be large; a run's page reads it when it comes to it."""
-        return super().get_queryset(request).defer("input", "options").prefetch_related("tags")
+        return super().get_queryset(request).filter(pruned_at=None).defer("input", "options").prefetch_related("tags")
 
     def get_search_results(self, request: Any, queryset: Any, search_term: str) -> tuple[Any, bool]:
         """Runs by something that an index finds."""
