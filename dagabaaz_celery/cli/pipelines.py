@@ -137,7 +137,7 @@ def graph(ctx: click.Context, what: str, form: str, as_json: bool) -> None:
         print_json(to_json(drawing))
     elif form != "tree":
         draw = {"mermaid": to_mermaid, "dot": to_dot, "svg": to_svg}[form]
-        click.echo(draw(drawing))
+        open_console(ctx).out(draw(drawing), highlight=False)
     else:
         console = open_console(ctx)
         print_line(console, f"{clean(drawing.title)}{f': {drawing.status}' if drawing.status else ''}")

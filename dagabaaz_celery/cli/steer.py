@@ -10,7 +10,7 @@ from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.cancellation import CANCELLED_BY_APP
 from dagabaaz_celery.cli.context import find_dag
 from dagabaaz_celery.cli.following import follow
-from dagabaaz_celery.cli.output import open_console, print_line
+from dagabaaz_celery.cli.output import ExitCode, open_console, print_line
 from dagabaaz_celery.cli.references import find_run
 from dagabaaz_celery.cli.types import NAMED_VALUE, NODE, PIPELINE, RUN
 from dagabaaz_celery.constants import RunStatus
@@ -45,7 +45,7 @@ def retry(ctx: click.Context, run: str, from_node: str | None, is_watched: bool)
 def rollback(ctx: click.Context, run: str, is_watched: bool) -> None:
     """Undo what a run did, by the rollbacks of its nodes; or try again what could not be undone.
 
-    With --watch the exit code is the run's own outcome: 0 for one that completed before.
+    With --watch the exit code is 0 when all is undone, and 3 when a part could not be.
 
     \b
     Example:
@@ -53,13 +53,17 @@ def rollback(ctx: click.Context, run: str, is_watched: bool) -> None:
     """
     found = find_run(find_dag(ctx), run)
     found.rollback()
-    _tell_or_follow(ctx, found, f"Run {found.id} is being undone.", is_watched=is_watched)
+    _tell_or_follow(ctx, found, f"Run {found.id} is being undone.", is_watched=is_watched, is_undone=True)
 
 
-def _tell_or_follow(ctx: click.Context, run: Run, done: str, *, is_watched: bool) -> None:
-    if is_watched:
-        ctx.exit(follow(ctx, run))
-    print_line(open_console(ctx), done)
+def _tell_or_follow(ctx: click.Context, run: Run, done: str, *, is_watched: bool, is_undone: bool = False) -> None:
+    if not is_watched:
+        print_line(open_console(ctx), done)
+        return
+    code = follow(ctx, run)
+    if is_undone and code is not ExitCode.INTERRUPTED:
+        code = ExitCode.FAILED if run.rollback_status == "failed" else ExitCode.DONE
+    ctx.exit(code)
 
 
 @click.command(cls=CeleryCommand)

@@ -49,12 +49,17 @@ def make_dag(directory: Path) -> Dagabaaz:
     @dag.plugin
     def undo(result: Any) -> None: ...
 
-    made, doubled = DagNode(slug="made", plugin="make", rollback="undo"), DagNode(slug="held", plugin="hold")
+    @dag.plugin
+    def undo_badly(result: Any) -> None:
+        raise OSError("it stays done")
+
+    made, held = DagNode(slug="made", plugin="make", rollback="undo"), DagNode(slug="held", plugin="hold")
     dag.register(
         Pipeline("good", nodes=[made, DagNode(slug="doubled", plugin="double", depends_on=["made"])], description="Two")
     )
     dag.register(Pipeline("bad", nodes=[made, DagNode(slug="spoilt", plugin="spoil", depends_on=["made"])]))
-    dag.register(Pipeline("slow", nodes=[doubled]))
+    dag.register(Pipeline("slow", nodes=[held]))
+    dag.register(Pipeline("stuck", nodes=[DagNode(slug="made", plugin="make", rollback="undo_badly")]))
     return dag
 
 

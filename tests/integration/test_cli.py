@@ -49,6 +49,8 @@ def test_a_misspelt_command_is_answered_with_the_one_that_was_meant(quiet_shell:
 
 def test_without_an_app_it_is_said_how_to_name_one(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("CELERY_APP", raising=False)
+    # Other tests of this process may have made an app that Celery takes where none is named.
+    monkeypatch.setattr("celery.bin.base.get_current_app", lambda: Celery("default", set_as_current=False))
     result = CliRunner().invoke(celery_command, ["dagabaaz", "runs"])
     assert result.exit_code == 2
     assert "no app was named" in result.output
@@ -134,6 +136,7 @@ def test_pipelines_are_listed_with_what_they_are(quiet_shell: Shell):
         ["good", "2", "Two"],
         ["saved", "1", "1", "Kept"],
         ["slow", "1"],
+        ["stuck", "1"],
     ]
     assert quiet_shell.read("pipelines")[2] == {
         "name": "saved",
@@ -152,7 +155,7 @@ def test_pipelines_are_checked_by_name_by_file_or_all(quiet_shell: Shell, tmp_pa
     bad.write_text("name: x\nnodes:\n  - {slug: a, plugin: mak}\n  - {slug: b, plugin: make, depends_on: [c]}\n")
     broken.write_text("name: x\nnodes: [\n")
 
-    assert quiet_shell.type("validate").splitlines() == ["bad: fine", "good: fine", "slow: fine"]
+    assert quiet_shell.type("validate").splitlines() == ["bad: fine", "good: fine", "slow: fine", "stuck: fine"]
     assert quiet_shell.type("validate", "good") == "good: fine\n"
     assert quiet_shell.type("validate", str(good)) == f"{good}: fine\n"
     said = quiet_shell.type("validate", str(bad), code=1)
@@ -370,6 +373,8 @@ def test_a_completed_run_is_rolled_back(shell: Shell):
     assert "rollback done" in shell.type("rollback", run.id, "--watch").splitlines()[-1]
     assert run.rollback_status == "done"
     assert "[DGB405]" in shell.refuse("rollback", run.id)
+    stuck = start(shell.dag, "stuck")
+    assert "rollback failed" in shell.type("rollback", stuck.id, "--watch", code=3).splitlines()[-1]
 
 
 def test_a_run_is_paused_and_goes_on(quiet_shell: Shell):
@@ -447,12 +452,12 @@ def test_a_shell_completes_commands_names_runs_statuses_and_nodes(quiet_shell: S
     dag = quiet_shell.dag
 
     assert complete(dag, "re") == ["retry", "resume"]
-    assert complete(dag, "start", "") == ["bad", "good", "slow"]
+    assert complete(dag, "start", "") == ["bad", "good", "slow", "stuck"]
     assert complete(dag, "runs", "--pipeline", "go") == ["good"]
     assert complete(dag, "runs", "--status", "c") == ["completed", "crashed", "cancelled"]
     assert complete(dag, "show", "") == ["@last", run.id]
     assert complete(dag, "cancel", "@last", run.id[:6]) == [run.id]
-    assert complete(dag, "graph", "") == ["bad", "good", "slow", "@last", run.id]
+    assert complete(dag, "graph", "") == ["bad", "good", "slow", "stuck", "@last", run.id]
     assert complete(dag, "artifacts", run.id, "") == ["made", "doubled"]
     assert complete(dag, "retry", "@last", "--from", "d") == ["doubled"]
     assert complete(dag, "runs", "--si") == ["--since"]

@@ -276,3 +276,23 @@ def test_the_failed_runs_of_a_pipeline_are_found_among_all_that_failed(place: Pl
     failed = place.crowd.size // 10 // 100
 
     assert place.read(lambda: place.store.search_runs(pipeline="rare", status="failed", limit=50)) < 3 * failed + ONE
+
+
+def test_what_a_run_made_and_what_went_wrong_is_found_among_its_own_rows(place: Place):
+    rows, run = place.store.rows, place.store.search_runs(status="failed", limit=1)[0].id
+
+    def look(run_id: str) -> None:
+        with place.store.read() as connection:
+            rows.tasks.list_bad_ends(connection, run_id, 10)
+            rows.artifacts.count_by_node(connection, run_id)
+
+    assert place.read(lambda: look(run)) < 2 * ONE
+    assert place.read(lambda: look(place.crowd.backlog)) < 5 * place.crowd.tenth
+
+
+def test_a_run_is_found_by_the_beginning_of_its_id_without_reading_others(place: Place):
+    first, last = place.crowd.paused[:20] + "000-000000000000", place.crowd.paused[:20] + "fff-ffffffffffff"
+    found: list[str] = []
+
+    assert place.read(lambda: found.extend(place.store.find_runs_between(first, last, 4))) < ONE
+    assert place.crowd.paused in found

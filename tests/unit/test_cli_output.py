@@ -1,6 +1,7 @@
 """What commands print: tables that fit, times, trees, words that a terminal may see, and how fast a run goes."""
 
 import io
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import click
 import pytest
 from rich.console import Console
 
-from dagabaaz_celery.cli.bars import Speed, choose_nodes, describe_pace
+from dagabaaz_celery.cli.bars import LiveBars, Speed, choose_nodes, describe_pace
 from dagabaaz_celery.cli.output import (
     Column,
     ExitCode,
@@ -24,6 +25,7 @@ from dagabaaz_celery.cli.tree import draw_tree
 from dagabaaz_celery.cli.types import DURATION, NAMED_VALUE
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.drawing import Drawing, DrawnNode
+from dagabaaz_celery.run import NodeSnapshot, RunSnapshot
 
 COLUMNS = [Column("RUN"), Column("STATUS"), Column("TOOK", optional=True, right=True), Column("KEY", optional=True)]
 ROWS = [("run-1", "completed", "1.5s", "a key"), ("run-22", "failed", "10m00s", "")]
@@ -196,6 +198,52 @@ def test_speed_is_that_of_the_last_half_minute():
     assert speed.per_second == 0
     speed.note(141.0, 0)  # a retry
     assert speed.per_second == 0
+
+
+def test_bars_fit_a_small_terminal_and_say_what_is_not_shown():
+    nodes = [
+        NodeSnapshot(
+            slug=f"node-{n}",
+            name="",
+            plugin="work",
+            depends_on=(),
+            status="completed" if n < 40 else "launched" if n < 44 else "blocked",
+            tasks_total=50,
+            tasks_done=50 if n < 40 else 10 if n < 44 else 0,
+            tasks={"completed": 50} if n < 40 else {"running": 40, "completed": 10} if n < 44 else {},
+            started_at=1.0 if n < 44 else None,
+            ended_at=2.0 + n if n < 40 else None,
+            rollback=None,
+            rollback_tasks={},
+            run_on=None,
+        )
+        for n in range(100)
+    ]
+    run = RunSnapshot(
+        id="01a22bc9-c324-7000-8891-13b609f7c063",
+        pipeline="[b]wide[/b]",
+        version=None,
+        key=None,
+        tags={},
+        status=RunStatus.RUNNING,
+        paused=True,
+        generation=1,
+        rollback_status="none",
+        nodes=nodes,
+        error=None,
+        created_at=1.0,
+        ended_at=None,
+    )
+    file = io.StringIO()
+    with LiveBars(Console(file=file, width=72, height=15, force_terminal=True, no_color=True)) as bars:
+        bars.show(run)
+    lines = file.getvalue().replace("\x1b[?25l", "").rpartition("\x1b[2K")[2].splitlines()
+    lines = [re.sub(r"\x1b\[[\d;?]*[a-zA-Z]", "", line).strip() for line in lines]
+    assert lines[0] == f"[b]wide[/b]  {run.id}  running (paused)"
+    assert [line.split()[0] for line in lines[1:11]] == [f"node-{n}" for n in (34, 35, 36, 37, 38, 39, 40, 41, 42, 43)]
+    assert lines[11] == "and 90 more nodes: 56 waiting, 34 completed"
+    assert lines[12] == "2,040/5,000 tasks"
+    assert all(len(line) <= 72 for line in lines)
 
 
 # -- what init writes
