@@ -35,8 +35,7 @@ def migrate(ctx: click.Context, check: bool, sql: bool, begin: str | None, down:
     if settings.store_url is None:
         raise ConfigurationError(
             "dagabaaz_store_url is not set, so there is no store whose tables could be made. Set it to a SQLAlchemy "
-            "URL such as postgresql+psycopg://user@host/database. In a Django project `python manage.py migrate` makes "
-            "them, in its own database."
+            "URL such as postgresql+psycopg://user@host/database."
         )
     words = [settings.store_url, "--prefix", settings.table_prefix]
     words += ["--schema", settings.schema] if settings.schema is not None else []
