@@ -47,14 +47,9 @@ class Site:
         log = self.directory / f"worker-{len(self.workers)}.log"
         name = f"{self.directory.name}-{len(self.workers)}@here"
         arguments = ["-n", name, "-P", pool, "-c", str(concurrency), "-l", "INFO", *options]
-        declare = declare or self.declare
-        environment = {
-            "WORKER_APP_SETTINGS": json.dumps({**self.settings, **settings}),
-            "WORKER_APP_PLUGINS": f"{declare.__module__}.{declare.__qualname__}",
-            **(variables or {}),
-        }
+        environment = {**self.environment(declare, **settings), **(variables or {})}
         command = [sys.executable, "-m", "celery", "-A", "tests.integration.worker_app", "worker", *arguments]
-        worker = ProcessTree(command, log=log, cwd=ROOT, env={**os.environ, **environment})
+        worker = ProcessTree(command, log=log, cwd=ROOT, env=environment)
         self.workers.append(worker)
         if wait:
             self._wait_for(worker, log)
@@ -68,6 +63,15 @@ class Site:
     def _wait_for(self, worker: ProcessTree, log: Path) -> None:
         wait_until(lambda: "ready." in log.read_text() or not worker.is_running, "the worker is ready", timeout=90)
         assert worker.is_running, log.read_text()
+
+    def environment(self, declare: Declare | None = None, **settings: Any) -> dict[str, str]:
+        """The environment in which ``tests.integration.worker_app`` is this site's app, with more settings."""
+        declare = declare or self.declare
+        return {
+            **os.environ,
+            "WORKER_APP_SETTINGS": json.dumps({**self.settings, **settings}),
+            "WORKER_APP_PLUGINS": f"{declare.__module__}.{declare.__qualname__}",
+        }
 
     def logs(self) -> str:
         """What all workers wrote so far."""

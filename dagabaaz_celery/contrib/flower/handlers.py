@@ -90,8 +90,9 @@ class RunView(_Pages, TaskView):  # type: ignore[misc]
         if get_task_by_id(self.application.events, task_id) is not None:
             super().get(task_id)
             return
+        query = TaskQuery.read(self.query())
         try:
-            page = await self.ask(lambda dag: read_run(dag, dag.run(task_id), TaskQuery.read(self.query())))
+            page = await self.ask(lambda dag: read_run(dag, dag.run(task_id), query))
         except UnknownRun:
             await self._show_task(task_id)
         except UnknownNode as error:
@@ -172,5 +173,6 @@ def _took(start: float | None, end: float | None) -> str:
 _UUID = r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}"
 HANDLERS = [
     web.url(rf"/task/({_UUID})", RunView),
-    web.url(r"/dagabaaz/?", RunsView, name="dagabaaz-runs"),
+    web.url(r"/dagabaaz", RunsView, name="dagabaaz-runs"),
+    web.url(r"/dagabaaz/", RunsView),
 ]
