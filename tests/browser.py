@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.services import miss
 
@@ -25,6 +25,7 @@ def open_browser() -> Iterator[Browser]:
     program = os.environ.get("DAGABAAZ_TEST_CHROMIUM") or shutil.which("chromium")
     if program is None:
         miss("a test in a browser", "Chromium is not installed (Debian: chromium)")
+    expect.set_options(timeout=PATIENCE)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:

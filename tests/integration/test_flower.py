@@ -1,4 +1,7 @@
-"""Runs in Flower: a real Flower beside a real worker, looked at with a real browser."""
+"""Runs in Flower: a real Flower beside a real worker, looked at with a real browser.
+
+That Flower has a prefix and a login; another one, without both, has a store that is away.
+"""
 
 import base64
 import html
@@ -26,7 +29,6 @@ from tests.servers import LOOPBACK, pick_port
 #: Bodies that the worker runs at a time.
 CONCURRENCY = 6
 WIDE = 2_000
-USER, PASSWORD = "ann", "s3cret"
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -71,10 +73,11 @@ class Flower:
 
 @dataclass
 class Studio:
-    """A worker, its store, and Flower beside it."""
+    """A worker, its store, Flower beside it, and one that cannot reach the store."""
 
     site: Site
     flower: Flower
+    blind: Flower
     browser: Browser
 
     def start(
@@ -105,13 +108,13 @@ class Studio:
         return page
 
 
-def start_flower(site: Site, *options: str, prefix: str = "", login: str = "", **settings: Any) -> Flower:
+def start_flower(site: Site, prefix: str = "", login: str = "", **settings: Any) -> Flower:
     """Start ``celery flower`` with the one import in its configuration file."""
     conf = site.directory / "flowerconfig.py"
     conf.write_text("import dagabaaz_celery.contrib.flower\n")
     port = pick_port()
     log = site.directory / f"flower-{port}.log"
-    given = [f"--conf={conf}", f"--port={port}", f"--address={LOOPBACK}", *options]
+    given = [f"--conf={conf}", f"--port={port}", f"--address={LOOPBACK}"]
     if prefix:
         given.append(f"--url_prefix={prefix}")
     if login:
@@ -136,14 +139,25 @@ def wait_for(flower: Flower, *, until_it_hears: bool = True) -> None:
 
 @pytest.fixture(scope="module")
 def studio() -> Iterator[Studio]:
+    away = f"postgresql+psycopg://postgres:hush@{LOOPBACK}:{pick_port()}/none"
     with open_browser() as browser, open_site(declare_film, worker_send_task_events=True) as site:
-        flower = start_flower(site)
+        flower = start_flower(site, prefix="ops/tasks", login="ann:s3cret")
+        blind = start_flower(site, dagabaaz_store_url=away)
         try:
             site.start_worker(pool="threads", concurrency=CONCURRENCY)
             wait_for(flower)
-            yield Studio(site, flower, browser)
+            yield Studio(site, flower, blind, browser)
         finally:
             flower.process.end()
+            blind.process.end()
+
+
+@pytest.fixture(autouse=True)
+def windows_are_closed(studio: Studio) -> Iterator[None]:
+    """A page that is left open goes on asking."""
+    yield
+    for context in studio.browser.contexts:
+        context.close()
 
 
 def states(page: Page) -> dict[str, str]:
@@ -251,46 +265,34 @@ def test_runs_are_listed_by_pipeline_and_status(studio: Studio):
 
 
 def test_the_pages_keep_to_flowers_prefix_and_login(studio: Studio):
-    flower = start_flower(studio.site, prefix="ops/tasks", login=f"{USER}:{PASSWORD}")
-    try:
-        wait_for(flower)
-        run = studio.start("private", 3, tags={"customer": "<i>Ann</i>"})
-        run.wait(60)
-        for path in (f"task/{run.id}", f"task/{run.id}?live=1", "dagabaaz"):
-            for login in ("", f"{USER}:wrong"):
-                status, body = flower.get(path, login=login)
-                assert (status, run.id in body) == (401, False), path
-            assert flower.get(path)[0] == 200
-        wait_until_seen(flower, run, lambda tasks: len(tasks) >= 5)
+    run = studio.start("private", 3, tags={"customer": "<i>Ann</i>"})
+    run.wait(60)
+    for path in (f"task/{run.id}", f"task/{run.id}?live=1", "dagabaaz", "dagabaaz/"):
+        for login in ("", "ann:wrong"):
+            status, body = studio.flower.get(path, login=login)
+            assert (status, run.id in body) == (401, False), path
+        assert studio.flower.get(path)[0] == 200
+        assert studio.flower.get(f"/{path}")[0] == 404, "outside of the prefix"
 
-        page = studio.open_page(flower, "dagabaaz")
-        page.locator(f"a:has-text('{run.id}')").click()
-        page.locator(".dagabaaz-node[data-node=scan] a").click()
-        expect(page.locator("#dagabaaz-tasks tr[data-task]")).to_have_count(1)
-        page.locator("#dagabaaz-tasks tr[data-task] a code").click()
-        expect(page.locator("#taskid")).to_have_text(run.tasks(node="scan")[0].attempt_id)
-        page.locator(f".detail-row a[href$='{run.id}']").first.click()
-        expect(page.locator("#dagabaaz-status")).to_have_text("completed")
-        expect(page.locator("#dagabaaz-summary")).to_contain_text("customer=<i>Ann</i>, studio=West & Co")
-        page.locator("a:has-text('All runs')").click()
-        assert page.url == f"{flower.url}dagabaaz"
-    finally:
-        flower.process.end()
+    page = studio.open_page(studio.flower, f"task/{run.id}")
+    page.locator(".dagabaaz-node[data-node=scan] a").click()
+    expect(page.locator("#dagabaaz-tasks tr[data-task]")).to_have_count(1)
+    expect(page.locator("#dagabaaz-summary")).to_contain_text("customer=<i>Ann</i>, studio=West & Co")
+    page.locator("a:has-text('All runs')").click()
+    expect(page.locator(f"tr[data-run='{run.id}']")).to_have_count(1)
+    assert page.url == f"{studio.flower.url}dagabaaz"
 
 
 def test_a_store_that_is_away_is_said_on_the_page(studio: Studio):
-    away = f"postgresql+psycopg://postgres:hush@{LOOPBACK}:{pick_port()}/none"
-    flower = start_flower(studio.site, dagabaaz_store_url=away)
-    try:
-        wait_for(flower, until_it_hears=False)
-        page = studio.open_page(flower, f"task/{new_id()}")
-        expect(page.locator("#dagabaaz-problem")).to_contain_text("DGB204 The store's database is away")
-        status, body = flower.get("dagabaaz")
-        assert (status, "The store's database is away" in html.unescape(body), "hush" in body) == (503, True, False)
-        status, body = flower.get(f"task/{new_id()}?live=1")
-        assert (status, json.loads(body)["problem"][:31]) == (503, "The store's database is away (c")
-    finally:
-        flower.process.end()
+    wait_for(studio.blind, until_it_hears=False)
+
+    page = studio.open_page(studio.blind, f"task/{new_id()}")
+
+    expect(page.locator("#dagabaaz-problem")).to_contain_text("DGB204 The store's database is away")
+    status, body = studio.blind.get("dagabaaz")
+    assert (status, "The store's database is away" in html.unescape(body), "hush" in body) == (503, True, False)
+    status, body = studio.blind.get(f"task/{new_id()}?live=1")
+    assert (status, json.loads(body)["problem"][:31]) == (503, "The store's database is away (c")
 
 
 def test_a_wide_run_is_shown_in_pages(studio: Studio):
