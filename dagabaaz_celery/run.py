@@ -206,10 +206,10 @@ class Run:
 
         At the last look there is nothing more to wait for. Raises WaitTimeout, WaitRefused.
         """
-        self._refuse_wait_in_transaction()
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_PAUSE
         while (status := self._look(deadline, rollback)) not in RUN_TERMINAL_STATUSES:
+            self._refuse_wait_in_transaction()
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeout(
                     f"Run {self.id} is {status} after {timeout} s; it goes on. {self._describe_open_tasks()} Wait "

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from django.db import close_old_connections, connections, transaction
+from django.db import connections, transaction
 from sqlalchemy import URL, Connection, Engine, NullPool
 from sqlalchemy.exc import DBAPIError
 
@@ -92,7 +92,9 @@ class DjangoDatabase:
 
     def refresh(self) -> None:
         """Close what is broken, or older than CONN_MAX_AGE."""
-        close_old_connections()
+        for wrapper in connections.all(initialized_only=True):
+            if not wrapper.in_atomic_block:  # as in a test, where the worker's thread is the test's own
+                wrapper.close_if_unusable_or_obsolete()
 
     def after_commit(self, call: Callable[[], object]) -> Callable[[], bool] | None:
         """Have Django call this on commit; tells whether Django still has that before it."""

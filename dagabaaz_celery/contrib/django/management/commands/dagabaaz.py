@@ -25,7 +25,8 @@ class Command(BaseCommand):
         for option in ("--settings", "--pythonpath"):
             parser.add_argument(option)
         _, arguments = parser.parse_known_args(argv[2:])
-        self._delegate(arguments, f"{Path(argv[0]).name} {argv[1]}")
+        program = Path(argv[0]).name.replace("__main__.py", "python -m django")
+        self._delegate(arguments, f"{program} {argv[1]}")
 
     def add_arguments(self, parser: Any) -> None:
         """For call_command("dagabaaz", "runs", "--json")."""
