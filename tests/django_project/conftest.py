@@ -10,8 +10,10 @@ from sqlalchemy import delete
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.django_project.settings")
 django.setup()
 
+from django.contrib.auth.models import User  # noqa: E402  # Django is set up by now
 from django.core.management import call_command  # noqa: E402  # Django is set up by now
 from django.db import connections  # noqa: E402
+from django_celery_results.models import TaskResult  # noqa: E402
 
 from dagabaaz_celery.contrib.django import dag  # noqa: E402
 from tests.django_project.orders.models import Order  # noqa: E402
@@ -34,7 +36,8 @@ def no_rows() -> Iterator[None]:
         for table in reversed(store.tables.metadata.sorted_tables):
             if table is not store.tables.store:
                 connection.execute(delete(table))
-    Order.objects.all().delete()
+    for model in (Order, TaskResult, User):
+        model.objects.all().delete()
     dag.app.control.purge()
 
 

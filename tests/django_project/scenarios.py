@@ -300,7 +300,7 @@ def test_nothing_is_changed_through_models(eager: None):
         lambda: models.Run.objects.bulk_create([row]),
     ]
     for change in changes:
-        with pytest.raises(StoreReadOnly, match="run.handle"):
+        with pytest.raises(StoreReadOnly, match=r"run\.handle"):
             change()
 
 

@@ -30,6 +30,7 @@ def _database(text: str) -> dict[str, Any]:
 
 SECRET_KEY = "of the tests"
 USE_TZ = True
+TIME_ZONE = "UTC"  # MariaDB knows no others unless they are loaded
 ALLOWED_HOSTS = ["*"]
 ROOT_URLCONF = "tests.django_project.urls"
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
@@ -44,9 +45,7 @@ INSTALLED_APPS = [
     "dagabaaz_celery.contrib.django",
 ]
 #: Only ours is looked at; the others' tables are made in one go.
-MIGRATION_MODULES = {
-    app.rpartition(".")[2]: None for app in INSTALLED_APPS if app != "dagabaaz_celery.contrib.django"
-}
+MIGRATION_MODULES = {app.rpartition(".")[2]: None for app in INSTALLED_APPS if app != "dagabaaz_celery.contrib.django"}
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
@@ -70,4 +69,6 @@ DATABASES = {alias: _database(url) for alias, url in _project["databases"].items
 CELERY_BROKER_URL = "memory://"
 CELERY_RESULT_BACKEND = "django-db"
 CELERY_RESULT_EXTENDED = True
+CELERY_DAGABAAZ_SWEEP_INTERVAL = 0.2
+CELERY_DAGABAAZ_DEAD_AFTER = 2.0
 globals().update(_project.get("settings", {}))

@@ -68,9 +68,19 @@ def run_in_project(*arguments: str, databases: dict[str, str], **settings: Any) 
 
 
 def test_runs_belong_to_the_projects_transactions(database: str):
-    done = run_in_project(
-        "-m", "pytest", "-p", "no:xdist", "tests/django_project/scenarios.py", databases={"default": database}
-    )
+    files = [f"tests/django_project/{name}.py" for name in ("scenarios", "history")]
+    done = run_in_project("-m", "pytest", "-p", "no:xdist", *files, databases={"default": database})
+
+    assert done.returncode == 0, done.stdout
+
+
+def test_workers_do_what_the_project_committed(database: str):
+    with services.open_redis_broker() as broker:
+        done = run_in_project(
+            *("-m", "pytest", "-p", "no:xdist", "tests/django_project/with_workers.py"),
+            databases={"default": database},
+            **{f"CELERY_{name.upper()}": value for name, value in broker.settings.items()},
+        )
 
     assert done.returncode == 0, done.stdout
 
