@@ -37,7 +37,7 @@ from dagabaaz_celery.pipeline import Pipeline
 from dagabaaz_celery.testing import embedded_worker
 
 #: How-to guides that are not about a worker and a client; they are followed like any other page.
-OTHER_GUIDES = {"test-your-pipelines.md", "migrate.md"}
+OTHER_GUIDES = {"test-your-pipelines.md", "migrate.md", "django.md"}
 GUIDES = [page for page in PAGES if page.parent.name == "howto" and page.name not in OTHER_GUIDES]
 PAGES_WITH_CODE = [page for page in PAGES if find_blocks(page, "python") and page not in GUIDES]
 #: Servers that a reader has, and what a test has in their place.
@@ -76,6 +76,14 @@ def read_commands(block: Block) -> list[tuple[str, str]]:
 def is_for_worker(words: list[str]) -> bool:
     """Whether a command starts a worker."""
     return words[0] == "celery" and "worker" in words
+
+
+def use_substitutes(path: Path) -> None:
+    """Have a file of a page do without the servers that it names."""
+    source = path.read_text(encoding="utf-8")
+    for server, substitute in SERVERS.items():
+        source = source.replace(server, substitute)
+    path.write_text(source, encoding="utf-8")
 
 
 def use_embedded_servers(module: Path) -> None:
@@ -214,6 +222,7 @@ def test_a_page_can_be_followed(page, terminal):
     for block in find_blocks(page):
         if block.file_name is not None:
             block.save(terminal.folder)
+            use_substitutes(terminal.folder / block.file_name)
         elif block.language == "python":
             terminal.stop_workers()
             place, printed = block.place, interpreter.run(block)
