@@ -152,8 +152,8 @@ class Facts:
     @property
     def migrate_command(self) -> str | None:
         """The command of the app's own framework that makes the tables, where the store is in that one's database."""
-        command: str | None = getattr(getattr(self.dag._runtime.store, "shared", None), "migrate_command", None)
-        return command
+        shared = self.dag._runtime.store.shared
+        return None if shared is None else shared.migrate_command
 
     @property
     def store(self) -> StoreFacts:

@@ -56,7 +56,7 @@ def check_store(facts: Facts) -> Iterator[Said]:
 
 def _how_to_reach(facts: Facts) -> str:
     try:
-        url = facts.dag._runtime.store.database.engine.url
+        url = facts.dag._runtime.store.database.url
     except Exception:  # the URL itself is wrong, which was told
         return 'app.conf.dagabaaz_store_url = "postgresql+psycopg://user@host/database"'
     return _ask_server(url)

@@ -99,10 +99,10 @@ class StoreFacts:
 def look_at_store(store: SqlStore) -> StoreFacts:
     """Ask everything. Raises DagabaazError and what the database's driver raises."""
     migrations = Migrations(store.database, store.tables)
-    dialect = store.database.engine.dialect.name
-    where = describe_url(store.database.engine.url)
+    dialect = store.database.url.get_backend_name()
+    where = describe_url(store.database.url)
     if dialect == "sqlite":
-        path = Path(str(store.database.engine.url.database))
+        path = Path(str(store.database.url.database))
         if path.parent.is_dir() and not path.exists():  # to look would make it
             nothing = SchemaState(None, migrations.head, fits=False, is_newer=False)
             return StoreFacts(dialect, where, nothing, contents=Contents())

@@ -72,7 +72,7 @@ def describe_worker(runtime: Runtime, controller: Any) -> dict[str, Any]:
     return {
         "app": str(runtime.app.main),
         "store": runtime.store.id,
-        "store_at": describe_url(runtime.store.database.engine.url),
+        "store_at": describe_url(runtime.store.database.url),
         "worker": runtime.worker_id,
         "host": socket.gethostname(),
         "machine": read_machine_id(),

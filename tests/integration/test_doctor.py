@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -149,14 +150,41 @@ def test_a_store_without_tables(visit: Callable[..., Dagabaaz], tmp_path: Path):
     assert find(diagnose(visit(dagabaaz_store_url=url)), "schema", "warning").fix == finding.fix
 
 
-def test_a_store_in_the_database_of_a_project_that_migrates_by_itself(
-    visit: Callable[..., Dagabaaz], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    dag = visit(dagabaaz_store_url=f"sqlite:///{tmp_path}/runs.sqlite3")
-    store = dag._runtime.store
-    shared = SimpleNamespace(url=store.database.engine.url, migrate_command="python manage.py migrate")
-    monkeypatch.setattr(store, "shared", shared, raising=False)
-    assert find(diagnose(dag), "schema").fix == "python manage.py migrate"
+DJANGO_PROJECT = {
+    "manage.py": """
+        import os, sys
+        from django.core.management import execute_from_command_line
+        os.environ["DJANGO_SETTINGS_MODULE"] = "proj.settings"
+        execute_from_command_line(sys.argv)
+    """,
+    "proj/__init__.py": "from proj.celery import app",
+    "proj/settings.py": """
+        SECRET_KEY = "for a test"
+        INSTALLED_APPS = ["dagabaaz_celery.contrib.django"]
+        DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
+        CELERY_BROKER_URL = "memory://"
+    """,
+    "proj/celery.py": """
+        from celery import Celery
+        app = Celery("proj")
+        app.config_from_object("django.conf:settings", namespace="CELERY")
+    """,
+}
+
+
+def test_a_django_project_that_is_not_migrated_is_told_its_own_command(tmp_path: Path):
+    for name, code in DJANGO_PROJECT.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(code))
+    done = subprocess.run(
+        [sys.executable, "manage.py", "dagabaaz", "doctor"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "error    schema: sqlite:///db.sqlite3 has no tables" in done.stdout
+    assert "fix: python manage.py migrate\n" in done.stdout
+    assert "fix: celery -A proj worker --loglevel INFO\n" in done.stdout
+    assert not (tmp_path / "db.sqlite3").exists()
 
 
 def test_a_store_that_a_newer_release_made(new_dag: Callable[..., Dagabaaz], tmp_path: Path):
@@ -454,7 +482,9 @@ def odd(skewed_clock: Path) -> Iterator[list[Finding]]:
             *("-n", "stranger@here"),
             pool="solo",
             dagabaaz_store_url=f"sqlite:///{site.directory / 'other.sqlite3'}",
+            wait=False,
         )
+        site.wait_ready()
         store = site.dag._runtime.store
         with store.database.write() as connection:
             worker = store.tables.worker
