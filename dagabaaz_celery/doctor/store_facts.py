@@ -183,13 +183,11 @@ def _list_saved(connection: Connection, store: SqlStore) -> list[Definition]:
 
 def _list_running(connection: Connection, store: SqlStore) -> list[tuple[Definition, dict[str, Any]]]:
     run = store.tables.run
-    rows = connection.execute(
-        select(run.c.definition_hash, run.c.options)
-        .where(or_(run.c.status.in_(OPEN_RUN_STATUSES), run.c.epilogue.is_not(None)))
-        .distinct()
-        .limit(_MAX_DEFINITIONS)
-    ).all()
-    return [(store.definitions.get(connection, digest).definition, json.loads(options)) for digest, options in rows]
+    found: dict[tuple[str, str], None] = {}
+    for condition in (run.c.status.in_(OPEN_RUN_STATUSES), run.c.epilogue.is_not(None)):  # each has an index
+        query = select(run.c.definition_hash, run.c.options).where(condition).distinct().limit(_MAX_DEFINITIONS)
+        found |= dict.fromkeys(_pairs(connection, query))
+    return [(store.definitions.get(connection, digest).definition, json.loads(options)) for digest, options in found]
 
 
 def _list_backlogs(connection: Connection, tables: Tables) -> list[Backlog]:

@@ -1,7 +1,6 @@
 """The doctor finds each planted fault and says what to do; a set-up that is well gives it nothing to say."""
 
 import json
-import os
 import shutil
 import socket
 import subprocess
@@ -31,7 +30,7 @@ from tests import services
 from tests.faults.app_under_test import __file__ as faults_module
 from tests.integration.celery_support import PATIENCE, make_app, node, start, wait_until
 from tests.integration.doctor_plugins import WRITE, declare_all, declare_nothing
-from tests.integration.worker_processes import ROOT, Site, open_site
+from tests.integration.worker_processes import Site, open_site
 from tests.servers import PrivateRedis
 
 SKEWED_CLOCK = Path(faults_module).with_name("skewed_clock.c")
@@ -608,16 +607,12 @@ def test_the_command_leaves_out_what_it_is_told_to(dag: Dagabaaz):
     assert " workers: " not in done.output
 
 
-def test_typed_in_a_shell_it_ends_with_1_for_a_fault_and_prints_its_fix_last(site: Site, tmp_path: Path):
-    settings = {"dagabaaz_store_url": f"sqlite:///{tmp_path}/none.sqlite3", "dagabaaz_auto_migrate": False}
-    environment = {
-        **os.environ,
-        "WORKER_APP_SETTINGS": json.dumps({**site.settings, **settings}),
-        "WORKER_APP_PLUGINS": f"{declare_all.__module__}.{declare_all.__qualname__}",
-    }
-    command = [sys.executable, "-m", "celery", "-A", "tests.integration.worker_app", "dagabaaz", "doctor"]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 1, done.stderr
-    assert "fix: celery -A tests.integration.worker_app dagabaaz migrate\n" in done.stdout
-    assert done.stdout.index("ok       settings") < done.stdout.index("error    schema")
-    assert "\x1b" not in done.stdout
+def test_the_command_ends_with_1_for_a_fault_and_prints_its_fix_last(dag: Dagabaaz):
+    done = invoke(dag)
+    assert done.exit_code == 1
+    assert done.output.index("ok       settings: ") < done.output.index(
+        "\nerror    workers: no worker of this store is"
+    )
+    assert "         fix: celery -A proj worker --loglevel INFO\n" in done.output
+    assert done.output.splitlines()[-1].startswith("1 error, 1 warning, ")
+    assert "\x1b" not in done.output
