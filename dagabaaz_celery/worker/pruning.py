@@ -9,10 +9,10 @@ import random
 import shutil
 import threading
 import time
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection
 
@@ -62,6 +62,14 @@ class _Pace:
             self.size = max(self.size // 2, _FEWEST)
         elif seconds < _QUICK:
             self.size = min(self.size * 2, _MOST)
+
+
+class _Place(NamedTuple):
+    """Where to go on reading rows of a run; from their start where ``begin`` is None."""
+
+    run_id: str
+    part: Part
+    begin: Any
 
 
 class _Batch:
@@ -174,22 +182,23 @@ class Pruner:
 
     def _empty(self, run_ids: Sequence[str]) -> None:
         """Delete what runs may have many of."""
+        places = deque(_Place(run_id, part, None) for run_id in run_ids for part in PARTS)
+        while places and not self.stopped:
+            self._flush(self._gather(places), run_ids)
+
+    def _gather(self, places: deque[_Place]) -> _Batch:
+        """The next rows that are to go, as many as go with one commit; takes the places where these are."""
         batch = _Batch()
-        for run_id in run_ids:
-            for part in PARTS:
-                begin = None
-                while run_id not in self._refused and not self.stopped:
-                    limit = max(self._pace.size - batch.size, 1)
-                    with self._store.read() as connection:
-                        page = self._rows.read_page(connection, part, run_id, begin, limit)
-                    batch.add(run_id, part, page.ids, page.files)
-                    if batch.size >= self._pace.size:
-                        self._flush(batch, run_ids)
-                        batch = _Batch()
-                    if page.next is None:
-                        break
-                    begin = page.next
-        self._flush(batch, run_ids)
+        with self._store.read() as connection:
+            while places and batch.size < self._pace.size:
+                run_id, part, begin = places.popleft()
+                if run_id in self._refused:
+                    continue
+                page = self._rows.read_page(connection, part, run_id, begin, self._pace.size - batch.size)
+                batch.add(run_id, part, page.ids, page.files)
+                if page.next is not None:
+                    places.appendleft(_Place(run_id, part, page.next))
+        return batch
 
     def _flush(self, batch: _Batch, run_ids: Sequence[str]) -> None:
         for run_id, files in list(batch.files.items()):

@@ -47,7 +47,7 @@ class Crowd:
         return self.size // 10
 
 
-class _Filler:
+class Filler:
     """Fills tables by one statement each: rows are made by the database, of the numbers that it counts."""
 
     def __init__(self, store: SqlStore) -> None:
@@ -101,7 +101,7 @@ def fill(store: SqlStore, size: int) -> Crowd:
     """
     nodes = (node("a"), node("b", "a"))
     model = start(store, *nodes).run
-    filler = _Filler(store)
+    filler = Filler(store)
     run_of_task = filler.id(filler.divide("n", _TASKS_OF_A_RUN))
     ordinal = f"n % {_TASKS_OF_A_RUN}"
     ended = {"claim_token": filler.id("n"), "claimed_at": "n", "ended_at": "n", "queue": "'work'", "queued_at": "n"}

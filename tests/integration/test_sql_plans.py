@@ -6,16 +6,19 @@ Each database has a hundred thousand tasks that ended, and a million with DAGABA
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from sqlalchemy import text
 
-from dagabaaz_celery.constants import FanMode
+from dagabaaz_celery.constants import FanMode, RunStatus
+from dagabaaz_celery.settings import Settings
 from dagabaaz_celery.stores.sql.records import Dispatch, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
+from dagabaaz_celery.worker.pruning import Pruner
 from tests import services
 from tests.integration.sql_plans import CUSTOMERS, Crowd, fill, observe
 from tests.integration.sql_stores import attempts_of, claim, node, records, start
@@ -46,6 +49,11 @@ class Place:
             large = {table.name for table in growing}
             assert not large & set(reading.scanned), reading
         return sum(reading.rows for reading in readings)
+
+
+def build_runtime(store: SqlStore) -> Any:
+    """As much of an app as deleting runs needs."""
+    return SimpleNamespace(store=store, settings=Settings(), file_callbacks=[])
 
 
 @pytest.fixture(scope="module", params=["sqlite", *SERVERS])
@@ -296,3 +304,54 @@ def test_a_run_is_found_by_the_beginning_of_its_id_without_reading_others(place:
 
     assert place.read(lambda: found.extend(place.store.find_runs_between(first, last, 4))) < ONE
     assert place.crowd.paused in found
+
+
+# -- old runs
+
+
+@pytest.mark.parametrize("which", [{}, {"failed_rollbacks": True}, {"pipeline": "often"}], ids=str)
+@pytest.mark.parametrize("status", ["completed", "failed", "cancelled"])
+def test_old_runs_are_found_without_reading_the_others(place: Place, status: str, which: dict[str, Any]):
+    """The oldest first: those that are too young are not looked at, nor any that has no place among the first."""
+    rows, found = place.store.rows.pruning, []
+
+    def look(age: int) -> None:
+        with place.store.database.write() as connection:
+            found[:] = rows.find_old(connection, status, age=age, limit=50, lock=True, **which)
+
+    assert place.read(lambda: look(0)) < 2 * ONE
+    assert len(found) == (0 if status == "cancelled" else 50)
+    assert place.read(lambda: look(2**60)) < ONE
+    assert found == []
+
+
+def test_a_look_where_nothing_is_old_reads_next_to_nothing(place: Place):
+    pruner = Pruner(build_runtime(place.store), lambda seconds: False)
+
+    def look() -> None:
+        pruner.go_on()
+        pruner.prune(dict.fromkeys((RunStatus.COMPLETED, RunStatus.FAILED), 10.0**9))
+        pruner.delete_definitions()
+
+    assert place.read(look) < ONE
+
+
+def test_deleting_runs_reads_what_is_theirs_a_few_times(place: Place):
+    """Tasks, artifacts and history of 50 runs, in a store with a hundred thousand of each, or a million."""
+    pruner = Pruner(build_runtime(place.store), lambda seconds: False)
+
+    assert place.read(lambda: pruner.prune({RunStatus.COMPLETED: 0.0}, limit=50)) < 2 * BATCH
+    assert pruner.runs == {"completed": 50}
+    assert pruner.counts["artifact"] == 500
+
+
+def test_whether_a_definition_is_in_use_is_seen_at_a_glance(place: Place):
+    rows = place.store.rows.pruning
+    digest = place.store.get_run(place.crowd.paused).definition_hash
+
+    def ask() -> None:
+        with place.store.database.write() as connection:
+            rows.give_up_definitions(connection, [digest])
+            assert rows.delete_definitions(connection, grace=0, limit=50) == 0
+
+    assert place.read(ask) < ONE
