@@ -18,13 +18,11 @@ from dagabaaz_celery.errors import (
     ConfigurationError,
     PipelineError,
     RunInputError,
-    TaskInputError,
     UnknownPipeline,
     UnknownRun,
     format_problems,
     suggest_closest,
 )
-from dagabaaz_celery.json_door import check_json
 from dagabaaz_celery.models import is_timeout
 from dagabaaz_celery.pipeline import Definition, Pipeline
 from dagabaaz_celery.pipeline_validation import KNOWN_OPTIONS, find_option_problems
@@ -43,6 +41,7 @@ from dagabaaz_celery.worker.foreground import call_now
 from dagabaaz_celery.worker.plugin_task import is_wrapped, wrap_plugin
 from dagabaaz_celery.worker.pruning import prune_now
 from dagabaaz_celery.worker.registry import Plugin, build_plugin, short_name
+from dagabaaz_celery.worker.run_input import prepare_run_input
 from dagabaaz_celery.worker.runtime import Runtime
 from dagabaaz_celery.worker.secrets import SecretResolver, read_environment
 from dagabaaz_celery.worker.signals import SignalReceivers
@@ -499,30 +498,7 @@ class Dagabaaz:
         return found
 
     def _prepare_input(self, definition: Definition, given: Mapping[str, Any] | None) -> str:
-        pipeline = Pipeline(definition.name, definition.nodes, default_input=definition.default_input)
-        run_input = dict(given) if isinstance(given, Mapping) else given
-        limit = self.settings.max_input_bytes
-        prepared = pipeline.prepare_input(run_input, self.find_plugin, max_bytes=limit)
-        self._refuse_unfillable_roots(definition, prepared)
-        return check_json(prepared, "input", max_bytes=limit, setting="dagabaaz_max_input_bytes")
-
-    def _refuse_unfillable_roots(self, definition: Definition, run_input: Mapping[str, Any]) -> None:
-        """A root gets the run input and nothing else: what its body would miss is missing now."""
-        problems = []
-        for node in definition.nodes:
-            given = {**run_input, **dict.fromkeys(node.bindings)}
-            bodies = [(node.plugin, given, False), (node.rollback, {**given, "result": None}, True)]
-            for name, task_input, undoes in [] if node.depends_on else bodies:
-                plugin = self._find_plugin(name) if name else None
-                try:
-                    if plugin is not None:
-                        plugin.parameters.select(task_input, undoes=undoes)
-                except TaskInputError as error:
-                    of = "the rollback of node" if undoes else "node"
-                    problems.append(f"{of} {node.slug!r}: {error.message}")
-        if problems:
-            heading = f"Pipeline {definition.name!r} cannot run with this input"
-            raise RunInputError(format_problems(heading, problems), problems)
+        return prepare_run_input(definition, given, self._find_plugin, max_bytes=self.settings.max_input_bytes)
 
 
 def live_dagabaaz() -> list[Dagabaaz]:

@@ -199,6 +199,11 @@ class MemoryStore:
         return True
 
     @_locked
+    def release_task(self, task_id: str) -> bool:
+        """Set a claimed task pending again, for another attempt; False if it was not running."""
+        return self._move_task(task_id, {TaskStatus.RUNNING}, TaskStatus.PENDING)
+
+    @_locked
     def reopen_run(self, run_id: str) -> bool:
         """Set a failed, crashed or cancelled run running, as ``retry.retry_run`` needs it; False for any other."""
         run = self._get_run(run_id)

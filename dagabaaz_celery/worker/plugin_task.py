@@ -74,14 +74,14 @@ def wrap_plugin(runtime: Runtime, plugin: Plugin) -> None:
         header = read_header(task.request)
         if header is None or _is_inside(task):  # a body that calls its own task directly shares its request
             return body(*args, **kwargs)
-        return _Execution(runtime, plugin, body).run(header)
+        return Execution(runtime, plugin, body).run(header)
 
     @functools.wraps(celery_retry)
     def retry(*args: Any, **kwargs: Any) -> Any:
         work = current_work()
         if work is None or not _is_inside(task):
             return celery_retry(*args, **kwargs)
-        return _retry_in_run(runtime, task, work, *args, **kwargs)
+        return retry_in_run(runtime, task, work, *args, **kwargs)
 
     run.dagabaaz_wrapped = True  # type: ignore[attr-defined]
     task.run, task.retry = run, retry
@@ -106,7 +106,7 @@ def _is_inside(task: Task) -> bool:
     return work is not None and work.attempt.attempt_id == task.request.id
 
 
-class _Execution:
+class Execution:
     """One message of a wrapped plugin, from claim to outcome."""
 
     def __init__(self, runtime: Runtime, plugin: Plugin, body: Callable[..., Any]) -> None:
@@ -310,7 +310,7 @@ class _Execution:
         raise AttemptSuperseded("the body asked for another attempt", cause) from error
 
 
-def _retry_in_run(  # the parameters, and their places, of Task.retry
+def retry_in_run(  # the parameters, and their places, of Task.retry
     runtime: Runtime,
     task: Task,
     work: Work,

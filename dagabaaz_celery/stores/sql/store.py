@@ -23,6 +23,7 @@ from dagabaaz_celery.filter import assign_origin
 from dagabaaz_celery.json_door import find_problem_in_text
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.pipeline import Definition
+from dagabaaz_celery.store import TaskInputStore
 from dagabaaz_celery.stores.sql import epilogue, reopening
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
 from dagabaaz_celery.stores.sql.engine import Database, call_while_alive
@@ -338,7 +339,7 @@ class SqlStore:
         if artifact is not None and attempt.input_artifact_id is not None:
             transaction.note_artifact(attempt.input_artifact_id, artifact)
         try:
-            task_input = _assemble_input(transaction, attempt, cached)
+            task_input = assemble_input(transaction, attempt, cached)
             if attempt.node_index < 0:
                 task_input["result"] = self._read_result(connection, attempt)
             return Claimed(work, task_input, None)
@@ -1092,12 +1093,12 @@ def _refuse_other_ids(run_id: object) -> None:
         raise UnknownRun(f"{run_id!r} is no run id, so that no run can have it. Look at dag.runs().")
 
 
-def _assemble_input(transaction: RunTransaction, attempt: Attempt, cached: CachedDefinition) -> dict[str, Any]:
+def assemble_input(store: TaskInputStore, attempt: Attempt, cached: CachedDefinition) -> dict[str, Any]:
     """A task's input: its artifacts or the run input, with bindings laid over them."""
     topology = cached.topology
     node_index = max(attempt.node_index, ~attempt.node_index)  # what undoes a task gets the task's own input
     input_data = build_task_input(
-        transaction,
+        store,
         run_id=attempt.run_id,
         node_index=node_index,
         input_artifact_id=attempt.input_artifact_id,
@@ -1109,7 +1110,7 @@ def _assemble_input(transaction: RunTransaction, attempt: Attempt, cached: Cache
     node = topology.nodes[node_index]
     if node.bindings:
         resolve_task_bindings(
-            transaction,
+            store,
             run_id=attempt.run_id,
             node_index=node_index,
             nodes=topology.nodes,

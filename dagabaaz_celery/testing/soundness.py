@@ -1,17 +1,7 @@
-"""For users' own tests: a worker in this process, a checker of what runs left in the store, and the store in memory.
-
-The last is ``stores.memory.MemoryStore``.
-"""
+"""Whether what runs left behind in a store contradicts itself."""
 
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import Any
-
-from celery import Celery, signals
-from celery.contrib.testing import tasks as _tasks  # noqa: F401  # registers celery.ping
-from celery.contrib.testing.worker import start_worker
-from celery.worker import state as worker_state
+from collections.abc import Iterable
 
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.run import Run
@@ -22,39 +12,6 @@ from dagabaaz_celery.stores.sql.store import SqlStore
 _MAX_SENTENCES = 50
 #: Seconds between two looks at a store that is coming to rest.
 _REST_INTERVAL = 0.05
-#: Seconds between two looks for messages and for delayed tasks; Celery's own default of one is for production.
-_POLLING_INTERVAL = 0.005
-
-
-@contextmanager
-def embedded_worker(app: Celery, *, pool: str = "solo", **options: Any) -> Iterator[Any]:
-    """Run a worker for ``app`` in a thread of this process while the block lasts; yields Celery's worker.
-
-    Meant for ``broker_url = "memory://"``, with which no store URL is needed; works with any broker. ``options`` go to
-    celery.contrib.testing.worker.start_worker (queues=…, concurrency=…).
-
-        with embedded_worker(app):
-            assert dag.start("media", {"url": "…"}).wait(10) == "completed"
-    """
-    if app.connection_for_write().transport_cls == "memory":
-        app.conf.broker_transport_options = {
-            "polling_interval": _POLLING_INTERVAL,
-            **(app.conf.broker_transport_options or {}),
-        }
-        app.conf.broker_url = "memory://localhost/"
-    given = {"perform_ping_check": False, "loglevel": "WARNING", "timer_precision": _POLLING_INTERVAL, **options}
-    with ExitStack() as afterwards, start_worker(app, pool=pool, **given) as worker:
-        # As a worker process does at its end; Celery's embedded one does not.
-        afterwards.callback(signals.worker_shutdown.send, sender=worker)
-        try:
-            yield worker
-        finally:
-            worker_state.should_terminate = 0
-            if getattr(worker.timer, "running", False):  # the thread of delayed tasks may sleep for a second
-                worker.timer.call_repeatedly(_POLLING_INTERVAL, lambda: None)
-            # A waiting worker looks at its orders every two seconds, and waits once more after it has seen them.
-            for _ in range(2):
-                app.send_task("celery.ping", queue=next(iter(app.amqp.queues.consume_from)), ignore_result=True)
 
 
 def find_violations(
