@@ -6,7 +6,7 @@ by the same code as in a worker. This stands in for the SQL store and for Celery
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
@@ -114,10 +114,8 @@ class InlineEngine:
 
     @property
     def tasks(self) -> list[InlineTask]:
-        """Every task by node and order, those that undo others last."""
-        return sorted(
-            self._tasks.values(), key=lambda task: (task.undoes, max(task.node_index, ~task.node_index), task.ordinal)
-        )
+        """Every task by node and order; those that undo others come last, the last node's first."""
+        return sorted(self._tasks.values(), key=lambda task: (task.undoes, task.node_index, task.ordinal))
 
     def describe_nodes(self) -> dict[str, str]:
         """Each node's status by slug."""
@@ -158,7 +156,7 @@ class InlineEngine:
         finalisers = [self._add_task(new_id(), index, 0) for index in sorted(definition.finalisers)]
         for task in finalisers:
             if not definition.nodes[task.node_index].runs_on(status):
-                task.status = TaskStatus.SKIPPED
+                task.status, task.number = TaskStatus.SKIPPED, 0
         self._execute_all(finalisers)
 
     def _roll_back(self) -> bool:
@@ -344,12 +342,15 @@ class InlineEngine:
                 task = self._add_task(found.task_id, found.node_index, ordinal)
                 task.input_artifact_id, task.origin_artifact_id = found.input_artifact_id, found.origin_artifact_id
                 task.number = int(found.dispatched)
-                task.error = None if found.error is None else TaskError("LimitExceeded", found.error)
+                task.error = None if found.error is None else TaskError("", found.error)
             if found.status in TASK_TERMINAL_STATUSES and task.status not in TASK_TERMINAL_STATUSES:
                 self._end(task, found.status)
+                if found.status == TaskStatus.CANCELLED:
+                    task.error = TaskError("Cancelled", f"the run is {self.status}")
         if self.status in (RunStatus.FAILED, RunStatus.CRASHED) and self.error is None:
             culprit = culprit or next(task for task in self._tasks.values() if task.status in _BAD_ENDS)
-            self.error = to_run_error(culprit.error or TaskError("", ""), culprit)
+            error = culprit.error or TaskError("", "")
+            self.error = to_run_error(error if culprit.number else replace(error, type="LimitExceeded"), culprit)
 
     def _add_task(self, task_id: str, index: int, ordinal: int, *, of: InlineTask | None = None) -> InlineTask:
         slug = self._cached.definition.node_of(index).slug

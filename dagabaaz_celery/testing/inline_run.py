@@ -83,7 +83,7 @@ class InlineRun:
     _fans_out: Mapping[str, bool] = field(repr=False)
 
     def tasks(self, slug: str | None = None) -> list[TaskSnapshot]:
-        """Every task, or one node's, by node and order; those that undo others come last."""
+        """Every task, or one node's, by node and order; those that undo others come last, the last node's first."""
         if slug is not None:
             self._find_node(slug)
         return [_show(task) for task in self._tasks if slug in (None, task.slug)]

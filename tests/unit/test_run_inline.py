@@ -368,7 +368,7 @@ def test_what_was_done_is_undone_the_last_first():
         ("refund", "cake", "paid cake"),
         ("release", ["tea", "cake"]),
     ]
-    assert [task.node for task in run.tasks() if task.rollback] == ["reserve", "charge", "charge", "ship"]
+    assert [task.node for task in run.tasks() if task.rollback] == ["ship", "charge", "charge", "reserve"]
 
 
 def test_a_rollback_that_fails_ends_the_undoing_and_finalisers_run():
