@@ -8,6 +8,7 @@ from django.db.models import Count, Prefetch
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES
 from dagabaaz_celery.contrib.django.admin import show
 from dagabaaz_celery.contrib.django.admin.base import StoreAdmin
 from dagabaaz_celery.contrib.django.admin.filters import NodeFilter, RunFilter, find_run
@@ -28,6 +29,16 @@ class PartAdmin(StoreAdmin):
     def get_ordering(self, request: Any) -> tuple[str, ...]:
         """A run's parts in their order."""
         return self.newest_first if find_run(request) is None else self.in_order
+
+    def get_list_display(self, request: Any) -> list[str]:
+        """The run only where there are several."""
+        shown = super().get_list_display(request)
+        return list(shown) if find_run(request) is None else [name for name in shown if name != "of_run"]
+
+    @admin.display(description="id")
+    def named(self, part: Any) -> Any:
+        """In small letters: it is long."""
+        return format_html('<code class="dagabaaz-id">{}</code>', part.pk)
 
     @admin.display(description="run")
     def of_run(self, part: Any) -> Any:
@@ -70,6 +81,16 @@ class NodeAdmin(PartAdmin):
     def name(self, node: Node) -> str:
         """What the pipeline calls it."""
         return f"{node.slug} (undoes)" if node.undoes else node.slug
+
+    @admin.display(description="status")
+    def state(self, node: Node) -> Any:
+        """In the words of the graph, as far as the node alone tells."""
+        is_over = node.run.status in RUN_TERMINAL_STATUSES
+        if node.status == "blocked":
+            return show.state("not run" if is_over else "waiting")
+        if node.status in ("launching", "launched"):
+            return show.state("not completed" if is_over and not node.undoes else "running")
+        return show.state(node.status)
 
     @admin.display(description="plugin")
     def plugin(self, node: Node) -> str:
@@ -133,7 +154,18 @@ class NodeAdmin(PartAdmin):
 class TaskAdmin(PartAdmin):
     """Tasks of runs, with their current attempts."""
 
-    list_display = ("id", "of_node", "ordinal", "state", "attempted", "progress", "began", "took", "problem", "of_run")
+    list_display = (
+        "named",
+        "of_node",
+        "ordinal",
+        "state",
+        "attempted",
+        "progress",
+        "began",
+        "took",
+        "problem",
+        "of_run",
+    )
     list_filter = (RunFilter, NodeFilter, "status")
     search_fields = ("id",)
     search_help_text = "The id of a task, or of its current attempt in Celery"
@@ -241,7 +273,7 @@ class TaskAdmin(PartAdmin):
 class ArtifactAdmin(PartAdmin):
     """What tasks produced."""
 
-    list_display = ("id", "of_node", "place", "file_name", "size", "beginning", "of_run")
+    list_display = ("named", "of_node", "place", "file_name", "size", "beginning", "of_run")
     list_filter = (RunFilter, NodeFilter)
     search_fields = ("id",)
     search_help_text = "The id of an artifact; with a run chosen, also a part of a file's name"

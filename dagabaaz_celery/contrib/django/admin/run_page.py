@@ -11,6 +11,7 @@ from dagabaaz_celery.contrib.django.admin import show
 from dagabaaz_celery.contrib.django.admin.steering import Step, list_steps
 from dagabaaz_celery.contrib.django.models import Run
 from dagabaaz_celery.drawing import DrawnNode, draw_run, format_seconds, to_svg
+from dagabaaz_celery.drawing.states import UNDOING
 from dagabaaz_celery.errors import DagabaazError
 from dagabaaz_celery.run import NodeSnapshot, RunSnapshot
 
@@ -163,7 +164,7 @@ def _read_line(run: Run, index: int, node: NodeSnapshot, drawn: DrawnNode, url: 
     return NodeLine(
         node=node,
         url=url,
-        state=show.state(drawn.state or "", drawn.words.removeprefix(drawn.state or "")),
+        state=show.state(drawn.state or "", f", {UNDOING.get(node.rollback, node.rollback)}" if node.rollback else ""),
         bar=show.bar(node.tasks_done, node.tasks_total),
         tasks=[
             (status, f"{count:,}", show.list_url("task", run=run.pk, node=index, status__exact=status))

@@ -7,8 +7,9 @@ from django.contrib import admin, messages
 from django.core.exceptions import PermissionDenied
 from django.http import Http404, HttpResponseRedirect
 from django.template.response import TemplateResponse
-from django.urls import path, reverse
-from django.utils.html import format_html_join
+from django.urls import path
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import mark_safe
 
 from dagabaaz_celery.contrib.django.admin import show
 from dagabaaz_celery.contrib.django.admin.base import StoreAdmin
@@ -33,7 +34,7 @@ _MAX_TOLD = 5
 class RunAdmin(StoreAdmin):
     """Runs."""
 
-    list_display = ("id", "of_pipeline", "state", "nodes", "tagged", "key", "started", "took", "problem")
+    list_display = ("named", "state", "nodes", "started", "took", "marks", "problem")
     list_filter = ("status", PipelineFilter, AgeFilter, TagFilter)
     search_fields = ("id",)
     search_help_text = "The id of a run or of a task of it, a key, or a tag as name=value"
@@ -68,10 +69,10 @@ class RunAdmin(StoreAdmin):
 
     # -- columns
 
-    @admin.display(description="pipeline")
-    def of_pipeline(self, run: Run) -> Any:
-        """The pipeline as the run keeps it."""
-        return show.link(reverse("admin:dagabaaz_pipeline_definition", args=[run.definition_id]), run.pipeline)
+    @admin.display(description="run")
+    def named(self, run: Run) -> Any:
+        """Its pipeline and its id."""
+        return format_html('{} <code class="dagabaaz-id">{}</code>', run.pipeline, run.pk)
 
     @admin.display(description="status")
     def state(self, run: Run) -> Any:
@@ -85,11 +86,12 @@ class RunAdmin(StoreAdmin):
         """How many are over."""
         return show.bar(run.nodes_done, run.nodes_total)
 
-    @admin.display(description="tags")
-    def tagged(self, run: Run) -> Any:
-        """Each leads to the runs that have it."""
+    @admin.display(description="key and tags")
+    def marks(self, run: Run) -> Any:
+        """By what it is found; a tag leads to the runs that have it."""
         tags = [f"{tag.name}={tag.value}" for tag in run.tags.all()]
-        return format_html_join(" ", "{}", [(show.link(show.list_url("run", tag=tag), tag),) for tag in tags])
+        links = [show.link(show.list_url("run", tag=tag), tag) for tag in tags]
+        return format_html_join(mark_safe("<br>"), "{}", [(mark,) for mark in (run.key, *links) if mark])
 
     @admin.display(description="started")
     def started(self, run: Run) -> str:
