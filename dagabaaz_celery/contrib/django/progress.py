@@ -11,14 +11,15 @@ from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 from django.utils.safestring import SafeString, mark_safe
 
-from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
+from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
 from dagabaaz_celery.drawing import Drawing, DrawnNode, draw_run, to_icon, to_json, to_svg
 from dagabaaz_celery.errors import ConfigurationError
-from dagabaaz_celery.run import Run, RunSnapshot
+from dagabaaz_celery.run import NodeSnapshot, Run, RunSnapshot
 
 #: Seconds for which an address that a page was given works.
 DEFAULT_MAX_AGE = 24 * 60 * 60
 _SALT = "dagabaaz_celery.contrib.django.progress"
+_OPEN = (TaskStatus.PENDING, TaskStatus.QUEUED, TaskStatus.RUNNING)
 _WORDS = {
     RunStatus.PENDING: "Starting",
     RunStatus.RUNNING: "Running",
@@ -101,10 +102,8 @@ class Progress:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing changes any more: it ended, and nothing is being undone."""
-        nodes = self.snapshot.nodes
-        ended = self.snapshot.status in RUN_TERMINAL_STATUSES
-        return ended and self.snapshot.rollback_status != "running" and not any(_is_open(node.tasks) for node in nodes)
+        """Whether nothing changes any more: it has ended, and so has what follows."""
+        return self.snapshot.settled and not any(_is_open(node) for node in self.snapshot.nodes)
 
     @property
     def status(self) -> str:
@@ -190,8 +189,8 @@ def make_url(look: Look) -> str:
     return f"{path}?token={look.sign()}"
 
 
-def _is_open(tasks: dict[str, int]) -> bool:
-    return any(tasks.get(status) for status in ("pending", "queued", "running"))
+def _is_open(node: NodeSnapshot) -> bool:
+    return any(tasks.get(status) for tasks in (node.tasks, node.rollback_tasks) for status in _OPEN)
 
 
 def _share(node: DrawnNode) -> float:

@@ -17,6 +17,7 @@ from dagabaaz_celery.run import NodeSnapshot, RunSnapshot
 
 #: Seconds between two looks of a page at a run that goes on.
 POLL_SECONDS = 2
+_OPEN = (TaskStatus.PENDING, TaskStatus.QUEUED, TaskStatus.RUNNING)
 _BAD_ENDS = (TaskStatus.FAILED, TaskStatus.CRASHED)
 
 
@@ -53,8 +54,9 @@ class RunPage:
     @property
     def is_over(self) -> bool:
         """Whether nothing of it changes by itself any more."""
-        status = self.run.status if self.snapshot is None else self.snapshot.status
-        return status in RUN_TERMINAL_STATUSES and self.run.epilogue is None
+        if self.snapshot is None:
+            return True
+        return self.snapshot.settled and not any(_count(node, one) for node in self.snapshot.nodes for one in _OPEN)
 
     @property
     def live_url(self) -> str:
