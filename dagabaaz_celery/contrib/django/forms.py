@@ -18,6 +18,8 @@ class PipelineForm(forms.Form):
 
     pipeline: str | Pipeline
     version: int | None = None
+    #: The input of a run, once the form is valid: ``cleaned_data`` without what a subclass added.
+    run_input: Mapping[str, Any]
     _definition: Definition
     _inputs: Mapping[str, InputField]
 
@@ -25,7 +27,7 @@ class PipelineForm(forms.Form):
         """What ``dag.start`` takes; what it would refuse is told beside the field that it is about."""
         super().clean()
         given = {}
-        for name, value in self.cleaned_data.items():
+        for name, value in list(self.cleaned_data.items()):  # add_error takes what is wrong out of it
             spec = self._inputs.get(name)
             if spec is None:  # a field that a subclass added is its own business
                 continue

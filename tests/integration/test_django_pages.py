@@ -1,0 +1,38 @@
+"""The pages of a Django project that show runs: on each kind of database, and in a real browser."""
+
+import pytest
+
+from tests.integration.test_django import database, run_in_project  # noqa: F401  # a fixture
+
+pytestmark = pytest.mark.timeout(300)
+SETTINGS = {
+    "ROOT_URLCONF": "tests.django_project.page_urls",
+    "STATIC_URL": "/static/",
+    "INSTALLED_APPS": [
+        "django.contrib.contenttypes",
+        "django.contrib.auth",
+        "django.contrib.sessions",
+        "django.contrib.messages",
+        "django.contrib.admin",
+        "django.contrib.staticfiles",
+        "django_celery_results",
+        "tests.django_project.orders",
+        "dagabaaz_celery.contrib.django",
+    ],
+    "MIDDLEWARE": [
+        "django.contrib.sessions.middleware.SessionMiddleware",
+        "django.middleware.csrf.CsrfViewMiddleware",
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.messages.middleware.MessageMiddleware",
+    ],
+}
+
+
+def test_pages_of_runs(database: str):  # noqa: F811  # the fixture
+    done = run_in_project(
+        *("-m", "pytest", "-p", "no:xdist", "tests/django_project/pages.py"),
+        databases={"default": database},
+        **SETTINGS,
+    )
+
+    assert done.returncode == 0, done.stdout
