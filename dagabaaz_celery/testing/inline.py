@@ -73,16 +73,16 @@ def run_inline(
     finally:
         forget_fakes(bench.fakes)
     run = InlineRun(
-        id=engine.run_id,
+        id=engine.store.run_id,
         pipeline=definition.name,
-        status=engine.status,
-        rollback_status=engine.rollback_status,
-        error=engine.error,
+        status=engine.store.status,
+        rollback_status=engine.store.rollback_status,
+        error=engine.store.error,
         input=json.loads(text),
-        nodes=engine.describe_nodes(),
+        nodes=engine.store.describe_nodes(),
         calls=engine.calls,
         seconds=clock.time() - began,
-        _tasks=engine.tasks,
+        _tasks=engine.store.tasks,
         _fans_out={node.slug: bool(node.depends_on) and node.fan_mode != "aggregate" for node in definition.nodes},
     )
     if files_dir is None:

@@ -1,57 +1,33 @@
 """One run without broker and database: its tasks one after another, each when it is due by a clock that tests move.
 
 What runs next is decided by the engine, over the store in memory; what a body is given and what becomes of its result
-by the same code as in a worker. This stands in for the SQL store and for Celery between the two.
+by the same code as in a worker. This stands in for Celery between the two.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
 from celery import Celery, Task
 
-from dagabaaz_celery import orchestrator
-from dagabaaz_celery.constants import (
-    RUN_TERMINAL_STATUSES,
-    TASK_DONE_STATUSES,
-    TASK_TERMINAL_STATUSES,
-    RunStatus,
-    TaskStatus,
-)
+from dagabaaz_celery.constants import TASK_TERMINAL_STATUSES, RunStatus, TaskStatus
 from dagabaaz_celery.graph import measure_depths
-from dagabaaz_celery.run import RunError
 from dagabaaz_celery.settings import Settings
-from dagabaaz_celery.stores.memory import MemoryStore
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition
-from dagabaaz_celery.stores.sql.records import (
-    DEADLINE_EXCEEDED,
-    Attempt,
-    NewArtifact,
-    ResultShape,
-    RollbackStatus,
-    RunRow,
-    TaskError,
-)
-from dagabaaz_celery.stores.sql.store import Claimed, Work, assemble_input
-from dagabaaz_celery.stores.sql.tables import new_id
+from dagabaaz_celery.stores.sql.records import TaskError
 from dagabaaz_celery.testing.clock import Clock
-from dagabaaz_celery.testing.inline_run import Call, InlineTask, to_run_error
+from dagabaaz_celery.testing.inline_run import Call, InlineTask
+from dagabaaz_celery.testing.inline_store import InlineStore
 from dagabaaz_celery.worker.observers import Observers
-from dagabaaz_celery.worker.outcome import describe_deadline
 from dagabaaz_celery.worker.plugin_task import Execution, retry_in_run
 from dagabaaz_celery.worker.registry import Plugin
 from dagabaaz_celery.worker.runtime import Runtime
 from dagabaaz_celery.worker.secrets import SecretResolver
 
-_STORE_ID = "inline"
-#: Attempts at one task, beyond which a body asks for ever more of them.
-_MAX_ATTEMPTS = 200
-_MICROSECONDS = 1_000_000
 _BAD_ENDS = (TaskStatus.FAILED, TaskStatus.CRASHED)
-_CALLBACKS = orchestrator.OrchestratorCallbacks(*(lambda run_id: None,) * 3)
 
 
 @dataclass
@@ -61,16 +37,14 @@ class _Runtime:
     app: Celery
     settings: Settings
     secret_resolver: SecretResolver
-    store: "InlineEngine"
-    outcome: "InlineEngine"
+    store: InlineStore
+    outcome: InlineStore
     observers: Observers = field(default_factory=Observers)
     worker_id: str | None = None
 
 
 class InlineEngine:
     """A run from start to end; ``plugins`` by node index, those that undo by ``~index``."""
-
-    id = _STORE_ID
 
     def __init__(
         self,
@@ -84,88 +58,40 @@ class InlineEngine:
         clock: Clock,
         timeout: float | None,
     ) -> None:
-        self.run_id = new_id()
         self.calls: list[Call] = []
-        self.error: RunError | None = None
-        self.rollback_status: RollbackStatus = "none"
-        self._cached = cached
+        self.store = InlineStore(cached, run_input, settings, clock)
+        self._definition = cached.definition
+        self._depths = measure_depths(cached.topology.deps)
         self._plugins = plugins
         self._clock = clock
-        self._started_at = clock.time()
-        self._deadline = None if timeout is None else self._started_at + timeout
-        self._tasks: dict[str, InlineTask] = {}
-        self._begun_before = False
-        self._memory = MemoryStore()
-        self._memory.create_run(self.run_id, cached.definition.nodes, run_input)
-        self._engine: dict[str, Any] = {
-            "callbacks": _CALLBACKS,
-            "resolve_passthrough": cached.definition.is_passthrough,
-            "max_fan_out": settings.max_fan_out,
-            "topology": cached.topology,
-        }
-        self._runtime = cast(Runtime, _Runtime(app, settings, secrets, self, self))
-
-    # -- what the caller reads
-
-    @property
-    def status(self) -> RunStatus:
-        """The run's status."""
-        return self._memory.run(self.run_id).status
-
-    @property
-    def tasks(self) -> list[InlineTask]:
-        """Every task by node and order; those that undo others come last, the last node's first."""
-        return sorted(self._tasks.values(), key=lambda task: (task.undoes, task.node_index, task.ordinal))
-
-    def describe_nodes(self) -> dict[str, str]:
-        """Each node's status by slug."""
-        by_slug: dict[str, list[TaskStatus]] = {node.slug: [] for node in self._cached.definition.nodes}
-        for task in self._tasks.values():
-            if not task.undoes:
-                by_slug[task.slug].append(task.status)
-        return {slug: _describe_node(statuses) for slug, statuses in by_slug.items()}
-
-    # -- the run
+        self._timeout = timeout
+        self._runtime = cast(Runtime, _Runtime(app, settings, secrets, self.store, self.store))
 
     def run(self) -> None:
         """See the run through to its end, and all that follows it."""
-        nodes = self._cached.definition.nodes
-        orchestrator.start_run(self._memory, self.run_id, nodes, topology=self._cached.topology)
-        self._look_for_tasks()
-        while self.status not in RUN_TERMINAL_STATUSES:
-            task = min((task for task in self._tasks.values() if task.status not in TASK_TERMINAL_STATUSES), key=_due)
-            if self._deadline is not None and max(task.due_at, self._clock.time()) >= self._deadline:
-                self._expire()
+        store = self.store
+        store.start()
+        while not store.is_over:
+            task = min((task for task in store.tasks if task.status not in TASK_TERMINAL_STATUSES), key=_due)
+            if self._is_late(max(task.due_at, self._clock.time())):
+                self._wait_until(store.started_at + (self._timeout or 0.0))
+                store.expire(self._timeout or 0.0)
             else:
                 self._execute(task)
-        self._follow_end()
+        if self._definition.undoable and store.status != RunStatus.COMPLETED:
+            store.rollback_status = "running"
+            store.rollback_status = "done" if self._roll_back() else "failed"
+        self._execute_all([store.add_finaliser(index) for index in sorted(self._definition.finalisers)])
 
-    def _expire(self) -> None:
-        timeout = (self._deadline or 0.0) - self._started_at
-        self._wait_until(self._deadline or 0.0)
-        error = TaskError(DEADLINE_EXCEEDED, f"the run has not ended within its {timeout:g} s")
-        self.error = to_run_error(error, None)
-        orchestrator.abort_run(self._memory, run_id=self.run_id, reason=error.message, callbacks=_CALLBACKS)
-        self._look_for_tasks()
-
-    def _follow_end(self) -> None:
-        definition, status = self._cached.definition, self.status
-        if definition.undoable and status != RunStatus.COMPLETED:
-            self.rollback_status = "running"
-            self.rollback_status = "done" if self._roll_back() else "failed"
-        finalisers = [self._add_task(new_id(), index, 0) for index in sorted(definition.finalisers)]
-        for task in finalisers:
-            if not definition.nodes[task.node_index].runs_on(status):
-                task.status, task.number = TaskStatus.SKIPPED, 0
-        self._execute_all(finalisers)
+    def _is_late(self, moment: float) -> bool:
+        return self._timeout is not None and moment >= self.store.started_at + self._timeout
 
     def _roll_back(self) -> bool:
         """Undo what began, the last level first; False when a level could not be undone."""
-        depths = measure_depths(self._cached.topology.deps)
-        undoable = self._cached.definition.undoable
+        undoable, depths = self._definition.undoable, self._depths
         for depth in sorted({depths[index] for index in undoable}, reverse=True):
-            done = [t for t in self.tasks if t.node_index in undoable and depths[t.node_index] == depth and t.began]
-            undoing = [self._add_task(new_id(), ~task.node_index, task.ordinal, of=task) for task in done]
+            level = [task for task in self.store.tasks if task.node_index in undoable and task.began]
+            undoing = [self.store.add_undoing(task) for task in level if depths[task.node_index] == depth]
             self._execute_all(undoing)
             if any(task.status in _BAD_ENDS for task in undoing):
                 return False
@@ -177,15 +103,16 @@ class InlineEngine:
 
     def _execute(self, task: InlineTask) -> None:
         self._wait_until(task.due_at)
-        plugin = self._plugins[task.node_index]
-        header = {"store": _STORE_ID, "run": self.run_id, "node": task.node_index, "task": task.id}
+        plugin, store = self._plugins[task.node_index], self.store
+        header = {"store": store.id, "run": store.run_id, "node": task.node_index, "task": task.id}
         with _requested(plugin.task, task, partial(self._retry_by_clock, plugin.task)):
             try:
                 Execution(self._runtime, plugin, self._note_call(plugin, task)).run(header)
             except KeyboardInterrupt:
                 raise
             except SystemExit:  # as where the process ends
-                self.rescue(self._work_of(task), TaskError("WorkerLost", f"attempt {task.number} was lost"))
+                lost = TaskError("WorkerLost", f"attempt {task.number} was lost: its process ended")
+                store.rescue(store.find_work(task.attempt_id), lost)
             except BaseException:  # it is recorded by now, as Celery would hear of it
                 if task.status == TaskStatus.RUNNING:
                     raise
@@ -204,183 +131,11 @@ class InlineEngine:
     def _retry_by_clock(self, celery_task: Task, *args: Any, eta: datetime | None = None, **kwargs: Any) -> Any:
         if eta is not None:
             kwargs["countdown"] = max((eta - self._clock.now()).total_seconds(), 0.0)
-        task = next(task for task in self._tasks.values() if task.attempt_id == celery_task.request.id)
-        return retry_in_run(self._runtime, celery_task, self._work_of(task), *args, **kwargs)
+        work = self.store.find_work(celery_task.request.id)
+        return retry_in_run(self._runtime, celery_task, work, *args, **kwargs)
 
     def _wait_until(self, moment: float) -> None:
         self._clock.advance(max(moment - self._clock.time(), 0.0))
-
-    # -- what a body's execution asks of a store
-
-    def definition_of(self, digest: str) -> CachedDefinition:
-        return self._cached
-
-    def claim(self, attempt_id: str, token: str, worker_id: str | None) -> Claimed:
-        task = next(task for task in self._tasks.values() if task.attempt_id == attempt_id)
-        self._memory.claim_task(task.id)
-        self._begun_before, task.began = task.began, True
-        task.status, task.started_at = TaskStatus.RUNNING, self._clock.time()
-        work = self._work_of(task)
-        try:
-            task_input = assemble_input(self._memory, work.attempt, self._cached)
-            if task.undoes:
-                task_input["result"] = self._find_undone(task).result()
-            return Claimed(work, task_input, None)
-        except (ValueError, LookupError, TypeError) as error:
-            return Claimed(work, {}, error)
-
-    def set_progress(self, attempt: Attempt, done: int, total: int) -> None:
-        self._tasks[attempt.task_id].progress = (done, total)
-
-    def is_wanted(self, attempt_id: str) -> bool:
-        return True  # nothing else happens while a body runs
-
-    def get_run(self, run_id: str) -> RunRow:
-        run, definition = self._memory.run(run_id), self._cached.definition
-        return RunRow(
-            id=run_id,
-            pipeline=definition.name,
-            version=None,
-            definition_hash="",
-            key=None,
-            status=run.status,
-            paused=False,
-            generation=run.generation,
-            nodes_total=run.total_nodes,
-            nodes_done=run.completed_nodes,
-            error=None if self.error is None else asdict(self.error),
-            options={},
-            created_at=int(self._started_at * _MICROSECONDS),
-            ended_at=None,
-            rollback_status=self.rollback_status,
-            epilogue=None,
-            timeout=None,
-        )
-
-    # -- what it tells of an outcome
-
-    def complete(self, work: Work, artifacts: list[NewArtifact], shape: ResultShape) -> bool:
-        task = self._tasks[work.attempt.task_id]
-        if (deadline := self._find_deadline(task)) is not None:
-            self.fail(work, deadline)
-            return False
-        task.shape, task.artifacts = shape, [] if task.undoes else artifacts
-        self._end(task, TaskStatus.COMPLETED)
-        if self._memory.complete_task(task.id, [new.artifact for new in artifacts]):
-            orchestrator.on_task_complete(self._memory, task_id=task.id, **self._engine)
-            self._look_for_tasks()
-        return True
-
-    def fail(self, work: Work, error: TaskError, *, began: bool = True) -> bool:
-        task = self._tasks[work.attempt.task_id]
-        task.error = self._find_deadline(task) or error
-        task.began = began or self._begun_before
-        self._end(task, TaskStatus.FAILED)
-        if self._is_part_of_run(task):
-            orchestrator.on_task_failed(
-                self._memory, task_id=task.id, error_message=_sum_up(task.error), **self._engine
-            )
-            self._look_for_tasks(task)
-        return True
-
-    def retry(self, work: Work, *, delay: float, retries: int, error: TaskError) -> bool:
-        task = self._tasks[work.attempt.task_id]
-        if (deadline := self._find_deadline(task)) is not None:
-            return self.fail(work, deadline)
-        if task.number >= _MAX_ATTEMPTS:
-            raise RuntimeError(
-                f"Node {task.slug!r} asked for more than {_MAX_ATTEMPTS} attempts at one task; the last time because "
-                f"of: {_sum_up(error)}. Give its plugin max_retries, or its fake a way to end."
-            )
-        self._try_again(task, delay)
-        task.retries = retries
-        return True
-
-    def rescue(self, work: Work, reason: TaskError) -> bool:
-        """The body ended with its process."""
-        task = self._tasks[work.attempt.task_id]
-        limit = self._runtime.settings.max_recoveries
-        if self._cached.definition.on_lost_of(task.node_index) == "rerun" and task.recoveries < limit:
-            self._try_again(task, 0.0)
-            task.recoveries += 1
-            return True
-        task.error = reason
-        self._end(task, TaskStatus.CRASHED)
-        if self._is_part_of_run(task):
-            orchestrator.on_task_crashed(
-                self._memory, task_id=task.id, error_message=_sum_up(reason), callbacks=_CALLBACKS
-            )
-            self._look_for_tasks(task)
-        return True
-
-    # -- inside
-
-    def _try_again(self, task: InlineTask, delay: float) -> None:
-        self._memory.release_task(task.id)
-        task.status, task.attempt_id, task.number = TaskStatus.PENDING, new_id(), task.number + 1
-        task.due_at, task.started_at, task.progress = self._clock.time() + delay, None, None
-
-    def _end(self, task: InlineTask, status: TaskStatus) -> None:
-        task.status, task.ended_at = status, self._clock.time()
-
-    def _find_deadline(self, task: InlineTask) -> TaskError | None:
-        """Why the task failed, where its body took longer by the clock than its node allows."""
-        timeout = self._cached.definition.timeout_of(task.node_index)
-        taken = self._clock.time() - (task.started_at or 0.0)
-        return describe_deadline(timeout) if timeout is not None and taken > timeout else None
-
-    def _is_part_of_run(self, task: InlineTask) -> bool:
-        """Not so for what undoes others, and for finalisers: nothing of it changes how the run ended."""
-        return task.node_index >= 0 and task.node_index not in self._cached.definition.finalisers
-
-    def _look_for_tasks(self, culprit: InlineTask | None = None) -> None:
-        """Take over what the engine did: new tasks, cancelled ones, and the run's end."""
-        for found in self._memory.tasks(self.run_id):
-            task = self._tasks.get(found.task_id)
-            if task is None:
-                ordinal = sum(other.node_index == found.node_index for other in self._tasks.values())
-                task = self._add_task(found.task_id, found.node_index, ordinal)
-                task.input_artifact_id, task.origin_artifact_id = found.input_artifact_id, found.origin_artifact_id
-                task.number = int(found.dispatched)
-                task.error = None if found.error is None else TaskError("", found.error)
-            if found.status in TASK_TERMINAL_STATUSES and task.status not in TASK_TERMINAL_STATUSES:
-                self._end(task, found.status)
-                if found.status == TaskStatus.CANCELLED:
-                    task.error = TaskError("Cancelled", f"the run is {self.status}")
-        if self.status in (RunStatus.FAILED, RunStatus.CRASHED) and self.error is None:
-            culprit = culprit or next(task for task in self._tasks.values() if task.status in _BAD_ENDS)
-            error = culprit.error or TaskError("", "")
-            self.error = to_run_error(error if culprit.number else replace(error, type="LimitExceeded"), culprit)
-
-    def _add_task(self, task_id: str, index: int, ordinal: int, *, of: InlineTask | None = None) -> InlineTask:
-        slug = self._cached.definition.node_of(index).slug
-        task = InlineTask(task_id, index, slug, ordinal, new_id(), self._clock.time())
-        if of is not None:
-            task.input_artifact_id, task.origin_artifact_id = of.input_artifact_id, of.origin_artifact_id
-        self._tasks[task_id] = task
-        return task
-
-    def _find_undone(self, task: InlineTask) -> InlineTask:
-        place = (~task.node_index, task.ordinal)
-        return next(other for other in self._tasks.values() if (other.node_index, other.ordinal) == place)
-
-    def _work_of(self, task: InlineTask) -> Work:
-        attempt = Attempt(
-            attempt_id=task.attempt_id,
-            token=None,
-            task_id=task.id,
-            run_id=self.run_id,
-            node_index=task.node_index,
-            ordinal=task.ordinal,
-            number=task.number,
-            retries=task.retries,
-            recoveries=task.recoveries,
-            worker_id=None,
-            claimed_at=None if task.started_at is None else int(task.started_at * _MICROSECONDS),
-            input_artifact_id=task.input_artifact_id,
-            origin_artifact_id=task.origin_artifact_id,
-        )
-        return Work(attempt, "", None)
 
 
 @contextmanager
@@ -402,20 +157,3 @@ def _requested(celery_task: Task, task: InlineTask, retry: Callable[..., Any]) -
 
 def _due(task: InlineTask) -> float:
     return task.due_at
-
-
-def _sum_up(error: TaskError) -> str:
-    return f"{error.type}: {error.message}" if error.type else error.message
-
-
-def _describe_node(statuses: Sequence[TaskStatus]) -> str:
-    """As a run's snapshot has it."""
-    found = set(statuses)
-    if not found:
-        return "blocked"
-    if found & set(_BAD_ENDS):
-        return "failed"
-    for only in (TaskStatus.SKIPPED, TaskStatus.FILTERED):
-        if found == {only}:
-            return only.value
-    return "completed" if found <= TASK_DONE_STATUSES else "launched"
