@@ -233,6 +233,7 @@ def test_bars_fit_a_small_terminal_and_say_what_is_not_shown():
         error=None,
         created_at=1.0,
         ended_at=None,
+        settled=False,
     )
     file = io.StringIO()
     with LiveBars(Console(file=file, width=72, height=15, force_terminal=True, no_color=True)) as bars:
