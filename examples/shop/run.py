@@ -14,6 +14,11 @@ import time
 from pathlib import Path
 from types import FrameType
 
+import django
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.db import connections
+
 HERE = Path(__file__).resolve().parent
 PATIENCE_SECONDS = 10.0
 ADMIN = "admin"
@@ -83,14 +88,14 @@ def manage(*arguments: str) -> list[str]:
 
 
 def make_tables() -> None:
-    """Migrate, and have somebody who may enter the admin; at a second call both are there already."""
-    subprocess.run([sys.executable, *manage("migrate", "--verbosity", "0")], check=True)  # noqa: S603  # our own
-    subprocess.run(  # noqa: S603  # our own interpreter, our own arguments
-        [sys.executable, *manage("createsuperuser", "--noinput", "--username", ADMIN, "--email", "")],
-        env={**os.environ, "DJANGO_SUPERUSER_PASSWORD": ADMIN},
-        capture_output=True,
-        check=False,
-    )
+    """Migrate, and have somebody who may enter the admin, as two calls of manage.py would do."""
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "shop.settings")
+    django.setup()
+    call_command("migrate", verbosity=0)
+    users = get_user_model().objects
+    if not users.filter(username=ADMIN).exists():
+        users.create_superuser(ADMIN, password=ADMIN)
+    connections.close_all()
 
 
 def find_port(wanted: int) -> int:

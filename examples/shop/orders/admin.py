@@ -1,6 +1,8 @@
 """The shop in the admin; runs have their own pages there, from dagabaaz_celery.contrib.django."""
 
 from django.contrib import admin
+from django.urls import reverse
+from django.utils.html import format_html
 
 from orders.models import Order, OrderLine, Payment, Product, Shipment
 
@@ -36,8 +38,15 @@ class OrderAdmin(admin.ModelAdmin):
 
     list_display = ("__str__", "name", "city", "status", "problem", "placed_at")
     list_filter = ("status",)
-    readonly_fields = ("status", "problem", "run_id", "placed_at")
+    readonly_fields = ("status", "problem", "run", "placed_at")
     inlines = (OrderLineInline, PaymentInline)
+
+    @admin.display
+    def run(self, order: Order) -> str:
+        """A link to the page of its run, which has its graph and the button that retries it."""
+        return format_html(
+            '<a href="{}">{}</a>', reverse("admin:dagabaaz_run_change", args=[order.run_id]), order.run_id
+        )
 
 
 @admin.register(Shipment)
