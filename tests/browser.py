@@ -22,7 +22,8 @@ PATIENCE = 30_000
 @contextmanager
 def open_browser() -> Iterator[Browser]:
     """A browser of one's own; the test is skipped, in one line, where Chromium is not installed."""
-    program = os.environ.get("DAGABAAZ_TEST_CHROMIUM") or shutil.which("chromium")
+    found = filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome")))
+    program = os.environ.get("DAGABAAZ_TEST_CHROMIUM") or next(found, None)
     if program is None:
         miss("a test in a browser", "Chromium is not installed (Debian: chromium)")
     expect.set_options(timeout=PATIENCE)

@@ -74,8 +74,8 @@ def read_commands(block: Block) -> list[tuple[str, str]]:
 
 
 def is_for_worker(words: list[str]) -> bool:
-    """Whether a command starts a worker."""
-    return words[0] == "celery" and "worker" in words
+    """Whether a command starts a worker, or Flower, which goes on beside one."""
+    return words[0] == "celery" and not {"worker", "flower"}.isdisjoint(words)
 
 
 def use_substitutes(path: Path) -> None:
