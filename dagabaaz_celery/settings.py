@@ -136,6 +136,8 @@ def _refuse_without_json(conf: Any) -> None:
 def _refuse_unknown(conf: Any, names: Iterable[str]) -> None:
     known = [f"{_PREFIX}{name}" for name in names]
     for key in conf:
+        if conf.prefix and key.isupper() and not key.startswith(conf.prefix):
+            continue  # another's, in the same module: Django's own DAGABAAZ_DATABASE
         plain = key.removeprefix(conf.prefix or "").lower()
         if plain.startswith(_PREFIX) and plain not in known:
             advice = suggest_closest(plain, known) or ": correct the name, or remove it."

@@ -205,6 +205,19 @@ def test_extensions_have_the_file_type_that_is_listed():
         assert filter_artifacts(files, EdgeFilter(rules=[rule])) == files
 
 
+def test_every_setting_and_model_of_the_django_app_is_named():
+    app = ROOT / "dagabaaz_celery" / "contrib" / "django"
+    page = ROOT / "docs" / "howto" / "django.md"
+    source = "".join(path.read_text(encoding="utf-8") for path in app.glob("*.py"))
+    named = {row[0].strip("`") for row in find_tables(page, "Settings")}
+    assert named == set(re.findall(r'getattr\(settings, "(DAGABAAZ_\w+)"', source))
+    shown = page.read_text(encoding="utf-8")
+    for model in re.findall(
+        r"^class (\w+)\(StoreModel\)", (app / "models.py").read_text(encoding="utf-8"), re.MULTILINE
+    ):
+        assert f"`{model}`" in shown
+
+
 def test_every_state_is_listed():
     page = REFERENCE / "states.md"
     runs = {row[0].strip("`"): (row[2] == "yes", row[3] == "yes") for row in find_tables(page, "Runs")}

@@ -21,7 +21,8 @@ from tests.django_project.orders.models import Order  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def tables() -> Iterator[None]:
-    call_command("migrate", run_syncdb=True, verbosity=0)
+    for alias in connections:
+        call_command("migrate", run_syncdb=True, verbosity=0, database=alias)
     yield
     dag.close()
     connections.close_all()

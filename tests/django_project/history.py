@@ -4,8 +4,10 @@ import io
 import json
 
 import pytest
+from django.conf import settings
 from django.core.management import call_command
 from django.db import connection
+from django.test import override_settings
 from sqlalchemy import Connection, inspect, text
 
 from dagabaaz_celery.contrib.django import dag
@@ -120,6 +122,22 @@ def test_without_tables_a_start_says_what_to_type():
     finally:
         migrate()
     assert dag.start("order", {"order": 1}).status == "running"
+
+
+def test_a_project_that_tests_without_migrations_has_the_same_tables():
+    def look() -> tuple[dict[str, list[str]], list[str]]:
+        with dag._runtime.store.database.read() as connection:
+            return reflect(connection, "dagabaaz_"), read_version(connection, "dagabaaz_")
+
+    migrated = look()
+    migrate("zero")
+    try:
+        with override_settings(MIGRATION_MODULES={**settings.MIGRATION_MODULES, "dagabaaz": None}):
+            call_command("migrate", run_syncdb=True, verbosity=0)
+        assert look() == migrated
+    finally:
+        migrate()
+        dag._runtime.store._id = None
 
 
 def test_tables_of_models_are_those_of_the_store():

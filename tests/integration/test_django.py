@@ -85,6 +85,17 @@ def test_workers_do_what_the_project_committed(database: str):
     assert done.returncode == 0, done.stdout
 
 
+def test_the_store_may_be_in_another_of_the_projects_databases(tmp_path: Path):
+    done = run_in_project(
+        *("-m", "pytest", "-p", "no:xdist", "tests/django_project/elsewhere.py"),
+        databases={name: f"sqlite:///{tmp_path / name}.sqlite3" for name in ("default", "runs")},
+        DAGABAAZ_DATABASE="runs",
+        CELERY_DAGABAAZ_TABLE_PREFIX="shop_",
+    )
+
+    assert done.returncode == 0, done.stdout
+
+
 def test_a_projects_own_tests_see_runs_complete(database: str):
     done = run_in_project(
         "-W",

@@ -7,7 +7,7 @@ from django.apps import AppConfig
 from django.core.checks import register
 from django.db import router
 from django.db.migrations.loader import MigrationLoader
-from django.db.models.signals import post_migrate
+from django.db.models.signals import pre_migrate
 from django.utils.module_loading import autodiscover_modules
 
 from dagabaaz_celery.contrib.django.checks import check_settings
@@ -30,7 +30,7 @@ class DagabaazConfig(AppConfig):
         from dagabaaz_celery.contrib.django.project import get_dag  # noqa: PLC0415  # the settings are read by now
 
         register(check_settings)
-        post_migrate.connect(_make_tables_without_migrations, sender=self)
+        pre_migrate.connect(_make_tables_without_migrations, sender=self)
         if not any(isinstance(each, StoreRouter) for each in router.routers):
             router.routers.insert(0, StoreRouter())
         try:
@@ -47,7 +47,10 @@ class DagabaazConfig(AppConfig):
 
 
 def _make_tables_without_migrations(sender: Any, using: str, **kwargs: Any) -> None:
-    """Tests that run without migrations (MIGRATION_MODULES) get the store's tables all the same."""
+    """Tests that run without migrations (MIGRATION_MODULES) get the store's tables all the same.
+
+    Before Django makes them of the models, which are but a picture of them.
+    """
     from dagabaaz_celery.contrib.django.project import get_database  # noqa: PLC0415  # the settings are read by now
     from dagabaaz_celery.contrib.django.revisions import open_migrations  # noqa: PLC0415
 

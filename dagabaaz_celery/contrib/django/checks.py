@@ -5,7 +5,7 @@ from typing import Any
 from django.core.checks import Error
 
 from dagabaaz_celery.contrib.django.names import get_prefix, get_schema
-from dagabaaz_celery.contrib.django.project import get_dag
+from dagabaaz_celery.contrib.django.project import get_dag, get_database
 from dagabaaz_celery.errors import DagabaazError
 
 
@@ -13,6 +13,8 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[Error]:
     """The Celery app is found, its settings will do, and models and store have the same tables."""
     try:
         settings = get_dag().settings
+        if settings.store_url is None:
+            get_database().url  # noqa: B018  # refuses a database that the store cannot be in
     except DagabaazError as error:
         return [Error(error.message, id="dagabaaz.E001")]
     if (settings.table_prefix, settings.schema) != (get_prefix(), get_schema()):

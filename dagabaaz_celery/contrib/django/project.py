@@ -1,5 +1,6 @@
 """The project's Celery app and its Dagabaaz, as the settings name them."""
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -79,13 +80,15 @@ def _exists(module: str) -> bool:
 def _load(name: str) -> Celery:
     module, _, attribute = str(name).partition(":")
     try:
-        found = find_app(name)
+        imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+        if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and imports one that is not
         raise ConfigurationError(
             f"There is no module {module!r} to take the Celery app from ({error}). Correct DAGABAAZ_CELERY_APP."
         ) from error
+    try:
+        found = getattr(imported, attribute) if attribute else find_app(module)
     except AttributeError as error:
         raise ConfigurationError(
             f"The module {module!r} has no Celery app{f' {attribute!r}' if attribute else ''} ({error}). Name it, as "
