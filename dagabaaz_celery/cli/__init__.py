@@ -29,6 +29,7 @@ COMMANDS = {
     "pause": "dagabaaz_celery.cli.steer:pause",
     "resume": "dagabaaz_celery.cli.steer:resume",
     "doctor": "dagabaaz_celery.cli.doctor:doctor",
+    "prune": "dagabaaz_celery.cli.prune:prune",
 }
 
 
