@@ -37,7 +37,7 @@ from dagabaaz_celery.pipeline import Pipeline
 from dagabaaz_celery.testing import embedded_worker
 
 #: How-to guides that are not about a worker and a client; they are followed like any other page.
-OTHER_GUIDES = {"test-your-pipelines.md", "migrate.md", "django.md"}
+OTHER_GUIDES = {"test-your-pipelines.md", "migrate.md", "django.md", "django-pages.md"}
 GUIDES = [page for page in PAGES if page.parent.name == "howto" and page.name not in OTHER_GUIDES]
 PAGES_WITH_CODE = [page for page in PAGES if find_blocks(page, "python") and page not in GUIDES]
 #: Servers that a reader has, and what a test has in their place.

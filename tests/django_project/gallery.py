@@ -75,6 +75,16 @@ GALLERY = Pipeline(
     description="Pictures of a folder, as an album",
 )
 dag.register(GALLERY)
+dag.register(
+    Pipeline(
+        "wide",
+        nodes=[
+            DagNode(slug="scan", plugin="scan", name="Scan the archive"),
+            DagNode(slug="resize", plugin="resize", depends_on=["scan"], name="Make smaller"),
+            DagNode(slug="album", plugin="make_album", depends_on=["resize"], fan_mode="aggregate"),
+        ],
+    )
+)
 
 
 @dag.plugin

@@ -1,5 +1,7 @@
 """The pages of a Django project that show runs: on each kind of database, and in a real browser."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.integration.test_django import database, run_in_project  # noqa: F401  # a fixture
@@ -36,3 +38,15 @@ def test_pages_of_runs(database: str):  # noqa: F811  # the fixture
     )
 
     assert done.returncode == 0, done.stdout
+
+
+def test_pages_of_runs_in_a_browser(tmp_path: Path):
+    done = run_in_project(
+        *("-m", "pytest", "-p", "no:xdist", "-rs", "tests/django_project/in_browser.py"),
+        databases={"default": f"sqlite:///{tmp_path / 'project.sqlite3'}"},
+        **SETTINGS,
+    )
+
+    assert done.returncode == 0, done.stdout
+    if " skipped" in done.stdout:
+        pytest.skip(next(line for line in done.stdout.splitlines() if line.startswith("SKIPPED")))
