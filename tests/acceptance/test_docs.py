@@ -51,6 +51,12 @@ EMBEDDED = {
     'app = Celery("shop", broker="redis://localhost:6379/0")': 'app = Celery("shop")',
     "dag = Dagabaaz(app)": "dag = Dagabaaz.embedded(app)",
 }
+#: The broker of a Django project, where its settings are a file of the page: one that processes share.
+DJANGO_BROKER = """CELERY_BROKER_URL = f"dagabaaz://{BASE_DIR / 'broker.sqlite3'}"
+CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+from kombu.transport import TRANSPORT_ALIASES
+TRANSPORT_ALIASES["dagabaaz"] = "dagabaaz_celery.brokers.transport:Transport"
+"""
 #: What starts a run or has it go on: from there on a block gets a worker.
 NEEDS_WORKER = re.compile(r"\.(start|wait|retry|resume|send_task|delay)\(")
 #: Commands that prepare the reader's machine; they are only checked for being there.
@@ -81,6 +87,7 @@ def is_for_worker(words: list[str]) -> bool:
 def use_substitutes(path: Path) -> None:
     """Have a file of a page do without the servers that it names."""
     source = path.read_text(encoding="utf-8")
+    source = source.replace('CELERY_BROKER_URL = "redis://localhost:6379/0"\n', DJANGO_BROKER)
     for server, substitute in SERVERS.items():
         source = source.replace(server, substitute)
     path.write_text(source, encoding="utf-8")
@@ -153,7 +160,7 @@ class Terminal:
             return ""
         process = self._start(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            output, _ = process.communicate(timeout=60)
+            output, _ = process.communicate(timeout=240)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
