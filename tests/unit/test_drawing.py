@@ -16,6 +16,7 @@ from dagabaaz_celery.drawing import (
     draw_pipeline,
     draw_run,
     to_dot,
+    to_icon,
     to_json,
     to_mermaid,
     to_svg,
@@ -192,6 +193,12 @@ def test_a_box_says_its_state_in_colour_shape_and_word():
         assert next(group.iter(f"{SVG}rect")).get("fill") == state.fill
         assert next(group.iter(f"{SVG}path")).get("d") == state.shape
         assert name in [text.text for text in group.iter(f"{SVG}text")]
+
+
+def test_an_icon_has_the_shape_and_colour_of_its_state():
+    for name, state in STATES.items():
+        (path,) = parse(to_icon(name)).iter(f"{SVG}path")
+        assert (path.get("d"), path.get("fill")) == (state.shape, state.line)
 
 
 def test_a_state_of_a_later_release_is_shown_by_its_name():
