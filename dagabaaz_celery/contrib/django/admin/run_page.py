@@ -106,6 +106,12 @@ class RunPage:
         return [(one, show.list_url("run", tag=one)) for one in words]
 
     @property
+    def counts(self) -> dict[str, str]:
+        """How many parts there are of each kind."""
+        counts = {"nodes": self.run.nodes_total, "tasks": self.tasks_total, "artifacts": self.artifacts_total}
+        return {name: f"{count:,}" for name, count in counts.items()}
+
+    @property
     def tasks_url(self) -> str:
         """The list of its tasks."""
         return show.list_url("task", run=self.run.pk)
