@@ -12,7 +12,7 @@ import pytest
 from markdown_pages import ROOT, find_blocks, find_tables
 from pydantic import BaseModel
 
-from dagabaaz_celery import errors, models, store
+from dagabaaz_celery import errors, models, pytest_plugin, store, testing
 from dagabaaz_celery.cli import COMMANDS, dagabaaz
 from dagabaaz_celery.cli.output import ExitCode
 from dagabaaz_celery.constants import (
@@ -291,3 +291,24 @@ def test_every_attribute_instrument_and_sweep_action_is_listed():
     noted = set(re.findall(r'(?:_note\(|"swept", )"([a-z_]+)"', worker))
     owed = {kind for kind in OWED_KINDS if kind != "callback"}  # those are noted by their kind
     assert set(read_names("telemetry.md", "Sweep actions")) == noted | owed
+
+
+def test_everything_for_tests_is_listed():
+    assert set(read_names("testing.md", "Names")) == set(testing.__all__)
+    assert read_names("testing.md", "Arguments of run_inline") == list(inspect.signature(testing.run_inline).parameters)
+    fields = {name for name in testing.InlineRun.__dataclass_fields__ if not name.startswith("_")}
+    assert set(read_names("testing.md", "InlineRun")) == fields | public_names(testing.InlineRun) - fields
+    assert set(read_names("testing.md", "Clock")) == public_names(testing.Clock)
+    rows = {
+        row[0].strip("`").partition("(")[0]: row[0].strip("`") for row in find_tables(REFERENCE / "testing.md", "Names")
+    }
+    for name, shown in rows.items():
+        found = getattr(testing, name)
+        if "(" in shown and inspect.isfunction(found):
+            parameters = inspect.signature(found).parameters
+            assert re.findall(r"[(, *]([a-z_]+)(?=[=,)])", shown) == list(parameters), name
+
+
+def test_what_pytest_offers_is_listed():
+    fixtures = {name for name, found in vars(pytest_plugin).items() if "fixture" in type(found).__name__.lower()}
+    assert set(read_names("testing.md", "pytest")) == {*fixtures, "--dagabaaz-update-golden"}

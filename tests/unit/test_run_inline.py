@@ -9,6 +9,7 @@ from unittest.mock import Mock
 import pytest
 from celery import Celery
 from celery.exceptions import Retry
+from celery.schedules import crontab
 
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.context import PluginContext
@@ -427,3 +428,14 @@ def test_no_tasks_are_left_behind():
 
     run_inline(INVOICE, {"items": "tea"}, plugins={"lines": price, "total": add_up})
     assert not [name for name in find_app().tasks if name.startswith("fake-")]
+
+
+def test_celerys_schedules_follow_the_clock():
+    clock = Clock(datetime(2030, 1, 1, 11, 59, tzinfo=UTC))
+    app = Celery("beat", set_as_current=False)
+    at_noon = crontab(hour="12", minute="0", nowfun=clock.now, app=app)
+    yesterday = datetime(2029, 12, 31, 12, 0, tzinfo=UTC)
+    assert not at_noon.is_due(yesterday).is_due
+    clock.advance(60)
+    assert at_noon.is_due(yesterday).is_due
+    assert not at_noon.is_due(clock.now()).is_due
