@@ -18,6 +18,9 @@ from dagabaaz_celery.contrib.otel import instrument
 from dagabaaz_celery.errors import ConfigurationError
 from dagabaaz_celery.models import ConfigSource
 from dagabaaz_celery.run import Run
+from dagabaaz_celery.stores.sql.records import TaskError
+from dagabaaz_celery.stores.sql.store import Claimed
+from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.testing import embedded_worker
 from dagabaaz_celery.worker.observers import Observer
 from tests.integration.celery_support import complete, fail, make_app, node, start, wait_until
@@ -432,6 +435,23 @@ def test_what_sweeps_do_is_counted(new_world: Callable[..., World]):
 
 def _actions(world: World) -> list[tuple[str, int]]:
     return [(found["dagabaaz.action"], value) for found, value in world.points("dagabaaz.sweep.actions")]
+
+
+def test_a_rescue_is_counted_and_the_lost_attempt_has_a_span(world: World):
+    dag = world.dag
+
+    @dag.plugin
+    def work() -> None: ...
+
+    dag.app.conf.task_always_eager = False
+    run = start(dag, node("work"))
+    claimed = dag._runtime.store.claim(run.tasks()[0].attempt_id, new_id(), new_id())
+    assert isinstance(claimed, Claimed)
+    assert dag._runtime.outcome.rescue(claimed.work, TaskError("WorkerLost", "its worker died"))
+    assert world.points("dagabaaz.rescues") == [({}, 1)]
+    lost = world.span("task work")
+    assert (lost.status.status_code, lost.status.description) == (StatusCode.ERROR, "WorkerLost: its worker died")
+    assert lost.start_time / 1000 == claimed.work.attempt.claimed_at
 
 
 # -- worker processes
