@@ -222,6 +222,7 @@ def terminal(folder: Path) -> Iterator[Terminal]:
     opened.close()
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", PAGES_WITH_CODE, ids=name_page)
 def test_a_page_can_be_followed(page, terminal):
     interpreter = Interpreter()
@@ -242,6 +243,7 @@ def test_a_page_can_be_followed(page, terminal):
                     assert matches(output, expected), f"{block.place}: {command}\n{output}\n{terminal.read_log()}"
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", GUIDES, ids=name_page)
 def test_a_guide_works_with_a_worker_and_a_client_of_its_own(page, terminal):
     """Given the page's files, and its workers, when the client runs, then it prints what the page shows."""
