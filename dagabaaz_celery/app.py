@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 
 from celery import Celery, Task, shared_task
 from celery.local import Proxy
+from celery.schedules import BaseSchedule
 
 from dagabaaz_celery.cancellation import CANCELLED_BY_APP, cancel_runs
 from dagabaaz_celery.constants import FanMode, RunStatus
@@ -29,6 +30,7 @@ from dagabaaz_celery.pipeline_validation import KNOWN_OPTIONS, find_option_probl
 from dagabaaz_celery.plugins import PluginInfo, PluginInputMeta
 from dagabaaz_celery.retention import PruneReport, choose_ages
 from dagabaaz_celery.run import Run, iterate_runs
+from dagabaaz_celery.schedules import Schedules
 from dagabaaz_celery.selection import Moment, read_selection
 from dagabaaz_celery.settings import Settings
 from dagabaaz_celery.stores.sql.shared import SharedDatabase
@@ -96,6 +98,7 @@ class Dagabaaz:
         self._unresolved: list[tuple[Any, dict[str, Any]]] = []
         self._known_shared: set[str] = set()
         self._resolving = threading.RLock()
+        self._schedules = Schedules(self._runtime, self.start)
         self._signals = SignalReceivers(self._runtime)
         self._signals.connect()
         app.on_after_finalize.connect(self._on_finalize)
@@ -385,6 +388,31 @@ class Dagabaaz:
         """
         self._runtime.shared_database = database
 
+    # -- schedules
+
+    def schedule(
+        self,
+        pipeline: str | Pipeline,
+        when: BaseSchedule | float | timedelta,
+        *,
+        input: Mapping[str, Any] | None = None,
+        name: str | None = None,
+        catch_up: bool = False,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Have Celery's beat start a run at each slot of a schedule: one for each, under any number of beats.
+
+        ``when`` is a crontab or another schedule of Celery's, or an interval, whose slots are its multiples since 1970.
+        ``name`` (default: the pipeline's) tells schedules apart. A run is tagged with ``schedule``, this name, and
+        ``slot``, the slot's time in UTC. Slots that were missed are left out but for the last; with ``catch_up`` they
+        are started too, up to 100. Raises ConfigurationError, PipelineError and RunInputError.
+        """
+        if isinstance(pipeline, Pipeline):
+            pipeline = self.register(pipeline).name
+        self._schedules.add(
+            pipeline, when, input=input, name=name or pipeline, catch_up=catch_up, tags={} if tags is None else tags
+        )
+
     # -- old runs
 
     def prune(
@@ -516,7 +544,7 @@ class _Catalog:
         return self._dag.find_plugin(name)
 
     def names(self) -> Iterable[str]:
-        own = [name for name in self._dag.app.tasks if not name.startswith("celery.")]
+        own = [name for name in self._dag.app.tasks if not name.startswith(("celery.", "dagabaaz."))]
         return [*self._dag.plugin_names(), *own]
 
 

@@ -330,7 +330,7 @@ def test_a_look_where_nothing_is_old_reads_next_to_nothing(place: Place):
 
     def look() -> None:
         pruner.go_on()
-        pruner.prune(dict.fromkeys((RunStatus.COMPLETED, RunStatus.FAILED), 10.0**9))
+        pruner.prune(dict.fromkeys((RunStatus.COMPLETED, RunStatus.FAILED), 10.0**10))
         pruner.delete_definitions()
 
     assert place.read(look) < ONE

@@ -1,7 +1,7 @@
 """Statements on runs and definitions, built once for a store."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -255,6 +255,12 @@ class RunRows:
         run = self._tables.run
         query = select(run.c.id).where(run.c.id >= first, run.c.id <= last).order_by(run.c.id).limit(limit)
         return list(connection.execute(query).scalars())
+
+    def find_keys(self, connection: Connection, pipeline: str, keys: Sequence[str]) -> set[str]:
+        """Those of these keys that runs of a pipeline have."""
+        run = self._tables.run
+        query = select(run.c.run_key).where(run.c.pipeline == pipeline, run.c.run_key.in_(keys))
+        return set(connection.execute(query).scalars())
 
     def _join_tags(self, query: Select[Any], tags: Mapping[str, str]) -> tuple[Select[Any], ColumnElement[Any]]:
         """The query for runs with all of the tags, and the column in whose order it is read.

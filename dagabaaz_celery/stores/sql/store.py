@@ -1014,6 +1014,11 @@ class SqlStore:
         with self.read() as connection:
             return self.rows.runs.list_between(connection, first, last, limit)
 
+    def find_keys(self, pipeline: str, keys: Sequence[str]) -> set[str]:
+        """Those of these keys that runs of a pipeline have."""
+        with self.read() as connection:
+            return self.rows.runs.find_keys(connection, pipeline, keys)
+
     def get_tags_of_runs(self, run_ids: Sequence[str]) -> dict[str, dict[str, str]]:
         """The tags of several runs, by run; a run that has none is left out."""
         with self.read() as connection:
