@@ -21,6 +21,7 @@ from dagabaaz_celery.stores.sql.records import TaskError
 from dagabaaz_celery.testing.clock import Clock
 from dagabaaz_celery.testing.inline_run import Call, InlineTask
 from dagabaaz_celery.testing.inline_store import InlineStore
+from dagabaaz_celery.worker.active import find_active
 from dagabaaz_celery.worker.observers import Observers
 from dagabaaz_celery.worker.plugin_task import Execution, retry_in_run
 from dagabaaz_celery.worker.registry import Plugin
@@ -131,8 +132,9 @@ class InlineEngine:
     def _retry_by_clock(self, celery_task: Task, *args: Any, eta: datetime | None = None, **kwargs: Any) -> Any:
         if eta is not None:
             kwargs["countdown"] = max((eta - self._clock.now()).total_seconds(), 0.0)
-        work = self.store.find_work(celery_task.request.id)
-        return retry_in_run(self._runtime, celery_task, work, *args, **kwargs)
+        active = find_active()
+        assert active is not None  # noqa: S101  # only bodies call this
+        return retry_in_run(self._runtime, celery_task, active, *args, **kwargs)
 
     def _wait_until(self, moment: float) -> None:
         self._clock.advance(max(moment - self._clock.time(), 0.0))

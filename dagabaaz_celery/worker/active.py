@@ -7,27 +7,43 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from dataclasses import dataclass
 
+from dagabaaz_celery.stores.sql.records import TaskError
 from dagabaaz_celery.stores.sql.store import Work
 from dagabaaz_celery.worker.secrets import Secrets
 
 
-class Active(NamedTuple):
-    """An attempt whose body is at work; ``slug`` is its node's, ``secrets`` None for a task without a wrapper."""
+@dataclass(frozen=True, slots=True)
+class AskedRetry:
+    """What a body asked for by ``self.retry``: the next attempt after so many seconds, its retries, and why."""
+
+    delay: float
+    retries: int
+    reason: TaskError
+
+
+@dataclass(slots=True)
+class Active:
+    """An attempt whose body is at work; ``slug`` is its node's, ``secrets`` None for a task without a wrapper.
+
+    ``retry`` is recorded when the body has been left: inside it a transaction of the app's may be open, which the
+    exception that ends the body would take back, and the retry with it.
+    """
 
     work: Work
     slug: str
     secrets: Secrets | None
+    retry: AskedRetry | None = None
 
 
 _active: ContextVar[Active | None] = ContextVar("dagabaaz_active", default=None)
 
 
 @contextmanager
-def running(work: Work, slug: str, secrets: Secrets | None) -> Iterator[None]:
+def running(active: Active) -> Iterator[None]:
     """Make an attempt the current one; eager tasks nest."""
-    token = _active.set(Active(work, slug, secrets))
+    token = _active.set(active)
     try:
         yield
     finally:

@@ -27,7 +27,15 @@ from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, describe_url, is_
 from dagabaaz_celery.stores.sql.records import ClaimRefused, NewArtifact, ResultShape, TaskError, plain_value
 from dagabaaz_celery.stores.sql.store import Claimed, Work
 from dagabaaz_celery.stores.sql.tables import new_id
-from dagabaaz_celery.worker.active import Throttle, current_work, redact_current, running
+from dagabaaz_celery.worker.active import (
+    Active,
+    AskedRetry,
+    Throttle,
+    current_work,
+    find_active,
+    redact_current,
+    running,
+)
 from dagabaaz_celery.worker.observers import Body
 from dagabaaz_celery.worker.outcome import (
     describe_deadline,
@@ -78,10 +86,10 @@ def wrap_plugin(runtime: Runtime, plugin: Plugin) -> None:
 
     @functools.wraps(celery_retry)
     def retry(*args: Any, **kwargs: Any) -> Any:
-        work = current_work()
-        if work is None or not _is_inside(task):
+        active = find_active()
+        if active is None or not _is_inside(task):
             return celery_retry(*args, **kwargs)
-        return retry_in_run(runtime, task, work, *args, **kwargs)
+        return retry_in_run(runtime, task, active, *args, **kwargs)
 
     run.dagabaaz_wrapped = True  # type: ignore[attr-defined]
     task.run, task.retry = run, retry
@@ -134,13 +142,16 @@ class Execution:
     def _run_claimed(self, claimed: Claimed) -> Any:
         work = claimed.work
         door = ArtifactDoor(self._runtime.settings, self._plugin.info.name, self._secrets)
+        active = Active(work, self._node_of(work).slug, self._secrets)
         try:
-            with running(work, self._node_of(work).slug, self._secrets), self._observe(work):
+            with running(active), self._observe(work):
                 result = self._call_body(claimed, door)
                 artifacts, shape = door.take_result(result)
         except AttemptSuperseded:
+            self._record_asked_retry(active)
             raise
         except (Ignore, Reject) as error:
+            self._give_way_to_retry(active, error)
             self._runtime.outcome.fail(work, explain_no_outcome(error))
             raise
         except Retry as error:
@@ -148,6 +159,7 @@ class Execution:
         except BaseException as error:
             if ends_process(error):
                 raise
+            self._give_way_to_retry(active, error)
             if tells_worker_to_end(error):
                 reason = TaskError("WorkerLost", f"attempt {work.attempt.number} was lost: its worker was told to quit")
                 self._runtime.outcome.rescue(work, reason)
@@ -158,6 +170,7 @@ class Execution:
                 raise
             # Celery would never end a task that raised no Exception, and ends its whole worker for a MemoryError.
             raise RuntimeError(f"the body raised {type(error).__name__}: {describe_error(error).message}") from error
+        self._give_way_to_retry(active)
         if not self._complete(work, artifacts, shape):
             raise Ignore("the attempt is not current any more")
         if self._plugin.task.ignore_result:
@@ -272,7 +285,8 @@ class Execution:
         written, asked, was_cancelled = Throttle(1.0), Throttle(1.0), [False]
 
         def report_progress(done: int, total: int) -> None:
-            if written.is_open():
+            # In a transaction of the body's own nobody would see it, and the task's row would stay locked to its end.
+            if not store.is_in_apps_transaction and written.is_open():
                 with _passing_over_outages():
                     store.set_progress(attempt, done, total)
 
@@ -302,6 +316,23 @@ class Execution:
             undoes=attempt.node_index < 0,
         )
 
+    def _give_way_to_retry(self, active: Active, error: BaseException | None = None) -> None:
+        """A body that asked for another attempt gets it, whatever came after that."""
+        if active.retry is not None:
+            self._record_asked_retry(active)
+            raise Ignore("the body asked for another attempt") from error
+
+    def _record_asked_retry(self, active: Active) -> None:
+        asked = active.retry
+        if asked is None:
+            return
+        try:
+            self._runtime.outcome.retry(active.work, delay=asked.delay, retries=asked.retries, error=asked.reason)
+        except Exception as outage:
+            if is_outage(outage):
+                raise self._give_back(outage) from outage
+            raise
+
     def _record_raised_retry(self, work: Work, error: Retry) -> None:
         """A body that raises Retry itself, without ``self.retry``."""
         cause = describe_error(_cause_of(error), self._secrets.redact)
@@ -313,7 +344,7 @@ class Execution:
 def retry_in_run(  # the parameters, and their places, of Task.retry
     runtime: Runtime,
     task: Task,
-    work: Work,
+    active: Active,
     args: Any = None,
     kwargs: Any = None,
     exc: BaseException | None = None,
@@ -323,7 +354,7 @@ def retry_in_run(  # the parameters, and their places, of Task.retry
     max_retries: int | None = None,
     **options: Any,
 ) -> Ignore:
-    """``self.retry`` in a run: the next attempt is stored and owed; Celery publishes nothing.
+    """``self.retry`` in a run: the next attempt is stored and owed once the body is left; Celery publishes nothing.
 
     Past ``max_retries`` it raises as Celery does: ``exc``, else MaxRetriesExceededError. The next attempt is published
     with its node's options, so that ``options`` given here (queue, priority, …) are not followed.
@@ -339,7 +370,7 @@ def retry_in_run(  # the parameters, and their places, of Task.retry
             task.name,
             ", ".join(sorted(options)),
         )
-    retries = work.attempt.retries + 1
+    retries = active.work.attempt.retries + 1
     limit = task.max_retries if max_retries is None else max_retries
     if limit is not None and retries > limit:
         if exc is not None:
@@ -350,7 +381,7 @@ def retry_in_run(  # the parameters, and their places, of Task.retry
     reason = TaskError("Retry", "the body asked for another attempt")
     if cause is not None:
         reason = describe_error(cause, redact_current)
-    runtime.outcome.retry(work, delay=delay, retries=retries, error=reason)
+    active.retry = AskedRetry(delay, retries, reason)
     superseded = AttemptSuperseded(f"retry {retries} is due in {delay:g} s", reason)
     if throw:
         raise superseded

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 from sqlalchemy import Connection
 
 from dagabaaz_celery.constants import RunStatus
+from dagabaaz_celery.errors import TransactionOpen
 from dagabaaz_celery.retention import PruneReport, Retention
 from dagabaaz_celery.stores.sql.pruning import PARTS, Emptied, OldRun, Part
 from dagabaaz_celery.stores.sql.transaction import MICROSECONDS
@@ -219,7 +220,8 @@ class Pruner:
         """Have the app's callbacks delete files; False when one raised, and the run is left for another time."""
         for callback in self._runtime.file_callbacks:
             try:
-                callback(run_id, files)
+                with self._runtime.calling_app():
+                    callback(run_id, files)
             except Exception:
                 self._refuse(run_id, f"the callback {callback!r} for its files raised")
                 return False
@@ -308,6 +310,11 @@ def prune_now(
         return False
 
     which: dict[str, Any] = {"pipeline": pipeline, "failed_rollbacks": failed_rollbacks, "limit": limit}
+    if runtime.store.is_in_apps_transaction and not dry_run:
+        raise TransactionOpen(
+            "dag.prune was called inside a transaction on the store's database: a rollback would bring rows back, and "
+            "not their files. Call it after the transaction. Nothing was deleted."
+        )
     if dry_run:
         return call_now(lambda again: _count(runtime, ages, **which), not_done=_NOT_COUNTED, in_doubt=_NOT_COUNTED)
     pruner = Pruner(runtime, pause)

@@ -3,7 +3,8 @@
 import logging
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 from celery import Celery
@@ -32,6 +33,8 @@ Part = TypeVar("Part")
 
 _IN_PROCESS_BROKERS = ("memory",)
 _MAX_CALLBACK_DELAY = 300.0
+#: Runs started in transactions of the app's, after which it is looked which of these have ended.
+_CROWDED = 64
 
 
 class _built_once(Generic[Part]):  # noqa: N801  # a decorator
@@ -72,6 +75,7 @@ class Runtime:
         self.shared_database: SharedDatabase | None = None
         #: Runs that were started in a transaction of the app's, each with what tells whether that has not ended yet.
         self._uncommitted: dict[str, Callable[[], bool]] = {}
+        self._crowded = _CROWDED
         #: Held while a part is built; a worker builds them all before it forks.
         self.building = threading.RLock()
 
@@ -167,11 +171,12 @@ class Runtime:
     def settle_start(self, run_id: str, aftermath: Aftermath) -> None:
         """Like ``settle``, of a run that was just started, and is not there for others before the commit."""
         waits = self.after_commit(lambda: self._settle(aftermath))
-        if waits is not None:
-            over = [other for other, still_waits in list(self._uncommitted.items()) if not still_waits()]
-            for other in over:
-                self._uncommitted.pop(other, None)
-            self._uncommitted[run_id] = waits
+        if waits is None:
+            return
+        if len(self._uncommitted) >= self._crowded:  # each look takes its time: few looks for many starts
+            self._uncommitted = {other: still for other, still in list(self._uncommitted.items()) if still()}
+            self._crowded = max(2 * len(self._uncommitted), _CROWDED)
+        self._uncommitted[run_id] = waits
 
     def is_uncommitted(self, run_id: str) -> bool:
         """Whether this process started the run in a transaction of the app's that has not ended yet."""
@@ -280,7 +285,8 @@ class Runtime:
         """Call or send what the app wants for a run's end; the row goes when all has been."""
         for place, callback in enumerate(self.callbacks.get(owed.status, ())):
             try:
-                self._call_back(callback, owed, place)
+                with self.calling_app():
+                    make_call(self.app, self.broker, callback, owed, place)
             except BaseException as error:
                 if ends_process(error):
                     raise
@@ -301,15 +307,16 @@ class Runtime:
                 return
         self.store.settle_owed(owed)
 
-    def _call_back(self, callback: RunCallback, owed: Owed, place: int) -> None:
+    @contextmanager
+    def calling_app(self) -> Iterator[None]:
         """Threads of a worker live long, and nobody else tells the app when one of them works for it."""
         shared = self.shared_database
         if shared is None:
-            make_call(self.app, self.broker, callback, owed, place)
+            yield
             return
         shared.refresh()
         try:
-            make_call(self.app, self.broker, callback, owed, place)
+            yield
         finally:
             shared.refresh()
 

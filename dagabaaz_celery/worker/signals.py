@@ -20,7 +20,7 @@ from dagabaaz_celery.stores.sql.engine import is_outage
 from dagabaaz_celery.stores.sql.records import ClaimRefused, TaskError
 from dagabaaz_celery.stores.sql.store import Work
 from dagabaaz_celery.stores.sql.tables import new_id
-from dagabaaz_celery.worker.active import running
+from dagabaaz_celery.worker.active import Active, running
 from dagabaaz_celery.worker.outcome import (
     describe_deadline,
     describe_error,
@@ -135,7 +135,7 @@ class SignalReceivers:
         """What a wrapper does around the body: name it in logs, tell observers."""
         definition = self._runtime.store.definition_of(work.definition_hash).definition
         self._entered[work.attempt.attempt_id] = entered = ExitStack()
-        entered.enter_context(running(work, definition.node_of(work.attempt.node_index).slug, None))
+        entered.enter_context(running(Active(work, definition.node_of(work.attempt.node_index).slug, None)))
         if self._runtime.observers:
             header = dict(read_header(task.request) or {})
             if task.request.retries:

@@ -146,6 +146,11 @@ class SqlStore:
                 self._id = self._id or open_schema(database, self.tables, may_migrate=self._auto_migrate)
         return self._id
 
+    @property
+    def is_in_apps_transaction(self) -> bool:
+        """Whether what this thread wrote now would be committed with the app's own rows, later, or never."""
+        return self.shared is not None and self.shared.awaits_commit()
+
     def close(self) -> None:
         """Close every pooled connection."""
         self._database.close()
