@@ -80,7 +80,7 @@ class Schedules:
         schedule = read_schedule(when, self._app)
         if not self._entries:
             self._app.task(name=TASK, **_OPTIONS)(self._make_body())
-            signals.beat_init.connect(self._on_beat, weak=False)
+            signals.beat_init.connect(self._on_beat)
         entry = f"dagabaaz.{name}"
         kwargs = {"name": name, "pipeline": pipeline, "input": input, "tags": dict(tags), "catch_up": bool(catch_up)}
         self._entries[entry] = {"task": TASK, "schedule": schedule, "kwargs": kwargs}
@@ -133,10 +133,12 @@ class Schedules:
         ) -> list[str]:
             """Start the runs that are due; their ids."""
             asked = Scheduled(name, pipeline, input, tags or {}, catch_up)
-            slot = task.request.get(_SLOT)
+            # An app that runs tasks in place has headers apart from the other facts of a message.
+            headers = {**(task.request.headers or {}), **vars(task.request)}
+            slot = headers.get(_SLOT)
             if slot is None:  # somebody sent it by hand, and wants a run now
                 return [self._start_now(asked, task.request.id)]
-            return self.start_due(asked, parse_slot(slot), self._find_schedule(name, task.request.get(_SCHEDULE)))
+            return self.start_due(asked, parse_slot(slot), self._find_schedule(name, headers.get(_SCHEDULE)))
 
         return start_scheduled
 

@@ -116,8 +116,9 @@ class PruneRows:
             run.c.pruned_at,
             run.c.nodes_total,
         ).where(run.c.id.in_(ids), run.c.pruned_at.is_not(None))
-        self._delete_nodes = delete(node).where(node.c.run_id.in_(ids))
-        self._delete_tags = delete(tag).where(tag.c.run_id.in_(ids))
+        # One run at a time: given a list of them, a planner may think that reading all rows costs less.
+        self._delete_nodes = delete(node).where(node.c.run_id == bindparam("b_run"))
+        self._delete_tags = delete(tag).where(tag.c.run_id == bindparam("b_run"))
         self._delete_runs = delete(run).where(run.c.id.in_(ids), run.c.pruned_at.is_not(None))
         by_id = run.c.id == bindparam("b_id")
         self._input = select(run.c.input).where(by_id)
@@ -244,8 +245,8 @@ class PruneRows:
 
     def delete_nodes(self, connection: Connection, run_ids: Sequence[str]) -> None:
         """Delete the nodes and tags of runs."""
-        connection.execute(self._delete_nodes, {"b_ids": list(run_ids)})
-        connection.execute(self._delete_tags, {"b_ids": list(run_ids)})
+        for statement in (self._delete_nodes, self._delete_tags):
+            connection.execute(statement, [{"b_run": run_id} for run_id in run_ids])
 
     def delete_runs(self, connection: Connection, run_ids: Sequence[str]) -> int:
         """Delete runs that were given up; how many were there."""
