@@ -282,6 +282,7 @@ class Dagabaaz:
         Raises UnknownPipeline, PipelineError, RunInputError, KeyConflict, and StoreUnavailable with the database away.
         """
         _refuse_bad_start(key, options or {}, timeout, {} if tags is None else tags)
+        self._runtime.check_transaction()
         run_id = new_id()
 
         def start(again: bool) -> Started:

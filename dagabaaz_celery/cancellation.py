@@ -20,6 +20,8 @@ def cancel_run(runtime: Runtime, run_id: str, reason: str, *, terminate: bool, b
     was done before. Raises UnknownRun, StoreUnavailable.
     """
 
+    runtime.check_transaction()
+
     def cancel(again: bool) -> Aftermath:
         return runtime.store.cancel(run_id, reason, again=again)
 
@@ -28,10 +30,10 @@ def cancel_run(runtime: Runtime, run_id: str, reason: str, *, terminate: bool, b
         not_done=f"{before}run {run_id} was not cancelled. Try again when the database is back.",
         in_doubt=f"{before}run {run_id} may have been cancelled. Look at it when the database is back.",
     )
-    runtime.report(cancelled)
     unfinished = f"{before}run {run_id} is cancelled, and no body of it starts; a worker cancels its open tasks later."
 
     def follow() -> None:
+        runtime.report(cancelled)
         call_now(
             lambda again: runtime.do_all_owed(cancelled.owed, terminate=terminate),
             not_done=unfinished,

@@ -463,6 +463,7 @@ class Run:
             logger.warning("run %s goes on by the next sweep: the database is away (%s)", self.id, error)
 
     def _ask(self, done: str, call: Callable[[bool], Answer]) -> Answer:
+        self._runtime.check_transaction()
         return call_now(
             call,
             not_done=f"run {self.id} was not {done}. Try again when the database is back.",

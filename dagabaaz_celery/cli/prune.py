@@ -8,12 +8,14 @@ from celery.bin.base import CeleryCommand
 
 from dagabaaz_celery.cli.context import find_dag
 from dagabaaz_celery.cli.output import open_console, print_json, print_line
-from dagabaaz_celery.cli.types import DURATION, PIPELINE
+from dagabaaz_celery.cli.types import PIPELINE, Duration
 from dagabaaz_celery.retention import ENDED, PruneReport
 
 
 @click.command(cls=CeleryCommand)
-@click.option("--older-than", type=DURATION, help="How long ago they ended; else as dagabaaz_retention says.")
+@click.option(
+    "--older-than", type=Duration(needs_unit=True), help="How long ago they ended; else as dagabaaz_retention says."
+)
 @click.option("--status", type=click.Choice([each.value for each in ENDED]), help="Only runs that ended like this.")
 @click.option("--pipeline", type=PIPELINE, help="Only runs of this pipeline.")
 @click.option("--failed-rollbacks", is_flag=True, help="Runs that could not be undone, too.")

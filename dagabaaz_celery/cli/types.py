@@ -27,6 +27,9 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since clic
 
     name = "duration"
 
+    def __init__(self, *, needs_unit: bool = False) -> None:
+        self._needs_unit = needs_unit
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """The seconds."""
         if isinstance(value, (int, float)):
@@ -34,6 +37,8 @@ class Duration(click.ParamType):  # type: ignore[type-arg]  # generic since clic
         parts = _DURATION.findall(value)
         if not parts or "".join(number + unit for number, unit in parts) != value:
             self.fail(f"{value!r} is no duration: write a number and a unit, such as 30s, 10m, 2h or 3d.", param, ctx)
+        if self._needs_unit and not all(unit for _, unit in parts):
+            self.fail(f"{value!r} has no unit: write {value}d for days, {value}h for hours, or {value}s.", param, ctx)
         return sum(float(number) * _UNITS[unit] for number, unit in parts)
 
 

@@ -105,7 +105,8 @@ def check_connections(facts: Facts) -> Iterator[Said]:
         raise NotChecked(facts.store.limits_unknown)
     wanted, unknown = 0, 0
     for worker in facts.living:
-        wanted += _count_connections(worker)
+        # Where the app's own database is the store, a process has a connection of the app's besides.
+        wanted += _count_connections(worker) * (2 if facts.store.is_shared else 1)
         unknown += not worker.report
     for limit in facts.store.limits:
         open_now = f"{limit.used} of {limit.allowed} connections of {limit.what} are open"

@@ -13,6 +13,7 @@ from dagabaaz_celery.doctor.connection_limits import Limit, ask_limits
 from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.stores.sql.engine import describe_url, now
 from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.stores.sql.records import CARRIED
 from dagabaaz_celery.stores.sql.schema import Migrations, SchemaState
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, Tables
@@ -20,6 +21,8 @@ from dagabaaz_celery.stores.sql.transaction import MICROSECONDS
 
 #: Definitions of open runs, and saved pipelines, that are looked at.
 _MAX_DEFINITIONS = 200
+#: Of the runs of one definition, those whose options are looked at.
+_MAX_OPTIONS = 50
 #: The latest rows that tell how long bodies take, and whether files are passed.
 _LATEST = 1000
 #: Seconds after which what should be published at once is overdue.
@@ -82,6 +85,8 @@ class StoreFacts:
     #: Why limits are not known.
     limits_unknown: str = ""
     contents: Contents | None = None
+    #: Whether the app has connections of its own to it.
+    is_shared: bool = False
 
 
 def look_at_store(store: SqlStore) -> StoreFacts:
@@ -99,7 +104,8 @@ def look_at_store(store: SqlStore) -> StoreFacts:
         ahead, doubt = _compare_clocks(connection)
     limits, unknown = ask_limits(store, dialect)
     contents = _read_contents(store) if schema.fits else Contents() if schema.current is None else None
-    return StoreFacts(dialect, where, schema, ahead, doubt, limits, unknown, contents)
+    is_shared = store.shared is not None
+    return StoreFacts(dialect, where, schema, ahead, doubt, limits, unknown, contents, is_shared)
 
 
 def _compare_clocks(connection: Connection) -> tuple[float, float]:
@@ -171,11 +177,16 @@ def _list_saved(connection: Connection, store: SqlStore) -> list[Definition]:
 
 def _list_running(connection: Connection, store: SqlStore) -> list[tuple[Definition, dict[str, Any]]]:
     run = store.tables.run
-    found: dict[tuple[str, str], None] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for condition in (run.c.status.in_(OPEN_RUN_STATUSES), run.c.epilogue.is_not(None)):  # each has an index
-        query = select(run.c.definition_hash, run.c.options).where(condition).distinct().limit(_MAX_DEFINITIONS)
-        found |= dict.fromkeys(_pairs(connection, query))
-    return [(store.definitions.get(connection, digest).definition, json.loads(options)) for digest, options in found]
+        hashes = select(run.c.definition_hash).where(condition).distinct().limit(_MAX_DEFINITIONS)
+        for digest in connection.execute(hashes).scalars().all():
+            of_hash = select(run.c.options).where(condition, run.c.definition_hash == digest).distinct()
+            for text in connection.execute(of_hash.limit(_MAX_OPTIONS)).scalars():
+                # What travels for observers is another for each run, and no option of Celery's.
+                options = {name: value for name, value in json.loads(text).items() if name != CARRIED}
+                found[digest, json.dumps(options, sort_keys=True)] = options
+    return [(store.definitions.get(connection, digest).definition, options) for (digest, _), options in found.items()]
 
 
 def _list_backlogs(connection: Connection, tables: Tables) -> list[Backlog]:

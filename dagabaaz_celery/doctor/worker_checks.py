@@ -1,5 +1,6 @@
 """Checks of the workers: who is alive, who is a stranger, and on what they disagree."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -73,7 +74,7 @@ def check_versions(facts: Facts) -> Iterator[Said]:
             f"dagabaaz-celery is {version} on {', '.join(names)}, and {__version__} here",
             "Releases share a store while one replaces the other. It is not meant to stay so: what a newer one "
             "records, an older one may not know.",
-            f"pip install 'dagabaaz-celery=={max(__version__, version)}'   # then start those processes again",
+            f"pip install 'dagabaaz-celery=={max(__version__, version, key=_order)}'   # then start those processes again",
         )
     for package in ("celery", "kombu", "python"):
         found = {worker.name: worker.report.get("versions", {}).get(package) for worker in facts.workers}
@@ -82,7 +83,9 @@ def check_versions(facts: Facts) -> Iterator[Said]:
             yield advise(
                 f"workers have different releases of {package}: {_list(told)}",
                 "What works on one may not on the other.",
-                f"pip install '{package}=={max(told.values())}'" if package != "python" else "python --version",
+                "python --version"
+                if package == "python"
+                else f"pip install '{package}=={max(told.values(), key=_order)}'",
             )
     if not others:
         yield ok(f"every worker has {__version__}")
@@ -245,3 +248,8 @@ CHECKS: tuple[Check[Facts], ...] = (
     Check("remote-control", "Can workers be reached by remote control?", check_remote_control),
     Check("files", "Do all workers share the files directory?", check_files),
 )
+
+
+def _order(version: str) -> list[int]:
+    """A release's numbers, which are compared one by one."""
+    return [int(number) for number in re.findall(r"\d+", version)]

@@ -20,7 +20,7 @@ from celery.exceptions import Ignore, MaxRetriesExceededError, Reject, Retry, So
 from celery.utils.serialization import raise_with_context
 
 from dagabaaz_celery.context import PluginContext
-from dagabaaz_celery.errors import MissingFile, StoreMismatch, TaskInputError
+from dagabaaz_celery.errors import MissingFile, StoreMismatch, TaskInputError, TransactionOpen
 from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, describe_url, is_outage
@@ -130,6 +130,7 @@ class Execution:
         """The body's plain result, for an explicit result backend; None where results are ignored."""
         self._header = header
         self._refuse_other_store(header)
+        self._refuse_open_transaction()
         claimed = self._claim()
         try:
             return self._run_claimed(claimed)
@@ -223,6 +224,14 @@ class Execution:
         logger.critical("%s", refusal)
         time.sleep(_REQUEUE_PAUSE)
         raise Reject(refusal, requeue=True)
+
+    def _refuse_open_transaction(self) -> None:
+        """What is recorded of the attempt would come and go with it."""
+        if self._runtime.store.is_in_apps_transaction and not self._plugin.task.request.is_eager:
+            raise TransactionOpen(
+                f"Task {self._plugin.task.name!r} was begun inside a transaction on the store's database, as a task "
+                "class does whose __call__ opens one. Open it in the body: with transaction.atomic()."
+            )
 
     def _claim(self) -> Claimed:
         token = new_id()  # the same in every try, so that a claim whose answer was lost finds itself

@@ -153,6 +153,11 @@ class Runtime:
         """Whether this process is a worker or one of its children."""
         return self.worker_id is not None
 
+    def check_transaction(self) -> None:
+        """Before a run is started or changed for the app. Raises TransactionOpen."""
+        if self.store.shared is not None:
+            self.store.shared.check()
+
     def after_commit(self, call: Callable[[], object]) -> Callable[[], bool] | None:
         """Call this once what was asked of the store is committed; gives what tells whether it still waits for that.
 

@@ -55,26 +55,30 @@ class DjangoDatabase:
         return build_engine(self.url, pooled=self._settings["NAME"] == self._first_name)
 
     def is_open(self) -> bool:
-        """Whether this thread has a transaction of Django's open."""
-        return self.is_in_test or _has_transaction(connections[self.alias])
+        """Whether this thread has an atomic block of Django's open."""
+        return self.is_in_test or bool(connections[self.alias].in_atomic_block)
+
+    def check(self) -> None:
+        """Raise TransactionOpen in a transaction that nothing tells the end of."""
+        wrapper = connections[self.alias]
+        if _has_transaction(wrapper) and not wrapper.in_atomic_block:
+            raise TransactionOpen(
+                f"Autocommit of the database {self.alias!r} is off, and no transaction.atomic() is open: nothing tells "
+                "when the transaction of this thread is committed. Use transaction.atomic(), or commit and switch "
+                "autocommit on first."
+            )
 
     def awaits_commit(self) -> bool:
         """Whether Django is going to commit something in this thread."""
         wrapper = connections[self.alias]
         if not self.is_in_test:
-            return _has_transaction(wrapper)
+            return bool(wrapper.in_atomic_block)
         return any(not block._from_testcase for block in wrapper.atomic_blocks)
 
     @contextmanager
     def join(self, *, writes: bool) -> Iterator[Connection]:
         """Django's connection; writes have a savepoint of their own. Errors of the database are Django's."""
         wrapper = connections[self.alias]
-        if writes and _has_transaction(wrapper) and not wrapper.in_atomic_block:
-            raise TransactionOpen(
-                f"Autocommit of the database {self.alias!r} is off, and no transaction.atomic() is open: nothing tells "
-                "when the transaction of this thread is committed. Use transaction.atomic(), or commit and switch "
-                "autocommit on first."
-            )
         wrapper.validate_no_broken_transaction()
         with transaction.atomic(using=self.alias) if writes else nullcontext(), self.connect() as connection:
             yield connection
@@ -145,8 +149,9 @@ class DjangoDatabase:
 
 
 def _has_transaction(wrapper: Any) -> bool:
-    """Whether the connection is in a transaction; one that was not made yet is not."""
-    return bool(wrapper.in_atomic_block) or (wrapper.connection is not None and not wrapper.autocommit)
+    """Whether the connection is in a transaction, or will be with its first query."""
+    is_manual = not (wrapper.settings_dict["AUTOCOMMIT"] if wrapper.connection is None else wrapper.autocommit)
+    return bool(wrapper.in_atomic_block) or is_manual
 
 
 def _leave_to_django(*_: Any) -> None:

@@ -31,6 +31,9 @@ class SharedDatabase(Protocol):
     def join(self, *, writes: bool) -> AbstractContextManager[Connection]:
         """The app's connection; what is written is taken back if the block raises. Raises the app's own errors."""
 
+    def check(self) -> None:
+        """Raise TransactionOpen where a transaction of the app's is open that is none to take part in."""
+
     def awaits_commit(self) -> bool:
         """Whether what follows a commit has to wait for the transaction that this thread has open."""
 
