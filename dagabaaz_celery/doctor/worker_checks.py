@@ -74,7 +74,8 @@ def check_versions(facts: Facts) -> Iterator[Said]:
             f"dagabaaz-celery is {version} on {', '.join(names)}, and {__version__} here",
             "Releases share a store while one replaces the other. It is not meant to stay so: what a newer one "
             "records, an older one may not know.",
-            f"pip install 'dagabaaz-celery=={max(__version__, version, key=_order)}'   # then start those processes again",
+            f"pip install 'dagabaaz-celery=={max(__version__, version, key=_order)}'"
+            "   # then start those processes again",
         )
     for package in ("celery", "kombu", "python"):
         found = {worker.name: worker.report.get("versions", {}).get(package) for worker in facts.workers}

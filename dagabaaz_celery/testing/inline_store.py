@@ -46,6 +46,9 @@ class InlineStore:
 
     id = "inline"
 
+    #: There is no database, and no transaction on it.
+    is_in_apps_transaction = False
+
     def __init__(self, cached: CachedDefinition, run_input: dict[str, Any], settings: Settings, clock: Clock) -> None:
         self.run_id = new_id()
         self.error: RunError | None = None
