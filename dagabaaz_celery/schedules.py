@@ -5,7 +5,6 @@ the slot, so that a second message for the slot finds the run there. Which slot 
 it is sent, by the schedule that beat goes by: in a table of django-celery-beat that may be another than the code's.
 """
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,6 +63,9 @@ class Schedules:
         self._runtime = runtime
         self._start = start
         self._entries: dict[str, dict[str, Any]] = {}
+        # Known without a schedule in the code, too: django-celery-beat's tables may have some of their own.
+        self._app.task(name=TASK, **_OPTIONS)(self._make_body())
+        signals.beat_init.connect(self._on_beat)
 
     def add(
         self,
@@ -78,9 +80,6 @@ class Schedules:
         """Have beat send a message for each slot. Raises ConfigurationError, RunInputError."""
         self._refuse(name, input, tags)
         schedule = read_schedule(when, self._app)
-        if not self._entries:
-            self._app.task(name=TASK, **_OPTIONS)(self._make_body())
-            signals.beat_init.connect(self._on_beat)
         entry = f"dagabaaz.{name}"
         kwargs = {"name": name, "pipeline": pipeline, "input": input, "tags": dict(tags), "catch_up": bool(catch_up)}
         self._entries[entry] = {"task": TASK, "schedule": schedule, "kwargs": kwargs}
@@ -209,6 +208,6 @@ def _with_slot(entry: Any) -> Any:
         _SLOT: format_slot(find_slot(entry.schedule, now) or now),
         _SCHEDULE: describe_schedule(entry.schedule),
     }
-    sent = copy.copy(entry)
-    sent.options = {**entry.options, "headers": headers}
+    sent = object.__new__(type(entry))  # copy.copy would make an entry anew, which a table's entry cannot be
+    sent.__dict__.update(vars(entry), options={**entry.options, "headers": headers})
     return sent

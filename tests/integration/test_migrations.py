@@ -270,6 +270,22 @@ def test_a_store_is_migrated_up_and_down_with_live_runs_in_it(database: Database
         assert {run.status for run in store.search_runs(limit=10_000)} == {RunStatus.COMPLETED}
 
 
+def test_what_was_half_deleted_does_not_come_back_with_an_older_schema(database: Database):
+    """Releases that do not know the mark of such a run would take it for one like others."""
+    with database.open() as store:
+        for _ in range(2):
+            run_to_its_end(store)
+        kept, marked = [run.id for run in store.search_runs()]
+        store.transact(lambda connection: store.rows.pruning.mark(connection, [marked], 0))
+
+    assert database.run("--down", "0003_0001") == 0
+    assert database.run() == 0
+
+    with database.open() as store:
+        assert [run.id for run in store.search_runs()] == [kept]
+        assert find_violations(store) == []
+
+
 def test_a_release_goes_on_with_a_newer_schema_that_is_good_for_it(
     database: Database, later_release: Callable[..., object], caplog: pytest.LogCaptureFixture
 ):

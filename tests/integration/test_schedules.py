@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -317,3 +318,23 @@ def test_a_slot_of_a_daily_schedule_is_the_same_on_days_with_a_change_of_clocks(
         "2026-10-26T01:30:00Z",
         "2026-10-27T01:30:00Z",
     ]
+
+
+def test_django_celery_beat_takes_schedules_and_what_is_edited_there_holds(tmp_path: Path):
+    """In a process with Django's settings; what is edited is the code's again when beat starts, as for any entry."""
+    command = [sys.executable, "-m", "tests.integration.django_beat", str(tmp_path)]
+
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=90, check=False)
+
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert set(said["rows"]) == {"dagabaaz.tick", "dagabaaz.hourly"}
+    assert "0 3 * * * (m/h/d/dM/MY), Europe/Berlin" in said["rows"]["dagabaaz.tick"]
+    first = {"schedule": "tick", "slot": "2026-05-01T01:00:00Z", "word": "tea"}
+    edited = {"schedule": "tick", "slot": "2026-05-01T01:10:00Z", "word": "jam"}
+    own = {"schedule": "own", "slot": "2026-05-01T01:10:00Z", "word": "cake"}
+    assert said["as written"] == [first]
+    assert said["edited"] == [edited, first]
+    assert said["made there"] == [own, edited, first]
+    assert said["after a restart"]["enabled"] == ["dagabaaz.tick", "made in the admin"]
+    assert said["after a restart"]["crontab"].startswith("0 3 * * *")
