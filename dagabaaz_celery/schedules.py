@@ -6,6 +6,7 @@ it is sent, by the schedule that beat goes by: in a table of django-celery-beat 
 """
 
 import logging
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -99,8 +100,8 @@ class Schedules:
         if problems:
             raise RunInputError(format_problems("The schedule cannot be used", problems), problems)
         if input is not None:
-            limit = self._runtime.settings.max_input_bytes if self._app.configured else 2**62
-            check_json(dict(input), "input", max_bytes=limit, setting="dagabaaz_max_input_bytes")
+            # Its size is looked at by each start: no setting is read here, as the app may be configured later.
+            check_json(dict(input), "input", max_bytes=sys.maxsize, setting="dagabaaz_max_input_bytes")
 
     # -- in beat
 
