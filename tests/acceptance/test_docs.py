@@ -374,4 +374,4 @@ def test_every_page_is_reached_from_the_readme():
 
 def test_code_is_in_a_language_that_is_checked():
     languages = {block.language for page in PAGES for block in find_blocks(page)}
-    assert languages <= {"python", "text", "console", "yaml", "json", "mermaid"}
+    assert languages <= {"python", "text", "console", "yaml", "json", "mermaid", "html"}
