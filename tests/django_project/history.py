@@ -7,17 +7,27 @@ import pytest
 from django.conf import settings
 from django.core.management import call_command
 from django.db import connection
+from django.db.migrations.loader import MigrationLoader
 from django.test import override_settings
 from sqlalchemy import Connection, inspect, text
 
 from dagabaaz_celery.contrib.django import dag
+from dagabaaz_celery.contrib.django.revisions import RunRevision
 from dagabaaz_celery.errors import StoreSchemaError
 from dagabaaz_celery.stores.sql.schema import Migrations, open_schema
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.tables import build_tables
 
 OTHER = "alembic_"
-DJANGO_NAMES = {"0001": "0001_initial", "0002_0001": "0002_lists_of_runs", "0003_0001": "0003_undo_and_deadlines"}
+#: Each revision of the store's own history by the migration of Django's that runs it.
+DJANGO_NAMES = {
+    step.target: name
+    for (label, name), migration in sorted(MigrationLoader(None).disk_migrations.items())
+    if label == "dagabaaz"
+    for operation in migration.operations
+    for step in (operation, *getattr(operation, "database_operations", ()))
+    if isinstance(step, RunRevision)
+}
 
 
 def migrate(name: str | None = None) -> None:
