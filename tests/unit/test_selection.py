@@ -1,5 +1,7 @@
 """Which runs are meant by the criteria of a search."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from dagabaaz_celery.constants import RunStatus
@@ -39,3 +41,27 @@ def test_what_no_run_can_be_is_refused_with_every_problem():
     assert len(caught.value.problems) == 3
     with pytest.raises(RunSelectionError, match="not 7"):
         read_selection(None, 7, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "micros"),
+    [
+        (None, None),
+        (12.5, 12_500_000),
+        (datetime(1970, 1, 1, 0, 0, 3, tzinfo=UTC), 3_000_000),
+    ],
+    ids=str,
+)
+def test_a_moment_is_seconds_or_a_datetime(given: object, micros: int | None):
+    assert read_selection(None, None, None, created_since=given).created_since == micros  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [datetime(2026, 1, 1), True, "yesterday", -1, 10.0**15], ids=str)  # noqa: DTZ001
+def test_what_is_no_moment_is_a_problem(given: object):
+    with pytest.raises(RunSelectionError, match="created_before"):
+        read_selection(None, None, None, created_before=given)  # type: ignore[arg-type]
+
+
+def test_a_moment_is_a_criterion():
+    assert read_selection(None, None, None).is_everything
+    assert not read_selection(None, None, None, created_since=1.0).is_everything
