@@ -11,7 +11,7 @@ from tests.integration.cli_support import Shell, quiet_shell, shell, start, work
 @pytest.fixture
 def two_runs(shell: Shell) -> Shell:  # noqa: F811
     """A store with a run that completed and one that failed, and no others that may go."""
-    shell.type("prune", "--older-than", "0", "--yes")
+    shell.type("prune", "--older-than", "0s", "--yes")
     start(shell.dag, "good", input={"n": 2})
     start(shell.dag, "bad")
     wait_until(lambda: shell.dag.prune(older_than=0, dry_run=True).runs_total == 2, "both runs owe nothing any more")
@@ -20,10 +20,10 @@ def two_runs(shell: Shell) -> Shell:  # noqa: F811
 
 def test_runs_are_counted_and_deleted_when_that_is_confirmed(two_runs: Shell):
     told = "2 runs (1 completed, 1 failed) with 6 tasks, 5 artifacts and 0 files"
-    assert two_runs.type("prune", "--older-than", "0", "--dry-run") == f"{told} would be deleted.\n"
-    assert f"Delete {told}? [y/N]" in two_runs.type("prune", "--older-than", "0", given="n\n", code=1)
+    assert two_runs.type("prune", "--older-than", "0s", "--dry-run") == f"{told} would be deleted.\n"
+    assert f"Delete {told}? [y/N]" in two_runs.type("prune", "--older-than", "0s", given="n\n", code=1)
     assert two_runs.type("prune", "--older-than", "1h", "--yes") == "0 runs deleted.\n"
-    assert two_runs.read("prune", "--older-than", "0", "--status", "failed", "--yes") == {
+    assert two_runs.read("prune", "--older-than", "0s", "--status", "failed", "--yes") == {
         "runs": {"failed": 1},
         "runs_total": 1,
         "tasks": 3,
@@ -34,7 +34,7 @@ def test_runs_are_counted_and_deleted_when_that_is_confirmed(two_runs: Shell):
     assert f"{two_runs.type('prune', '--older-than', '0', given='y')}".endswith(
         "1 run (1 completed) with 3 tasks, 4 artifacts and 0 files deleted.\n"
     )
-    assert two_runs.type("prune", "--older-than", "0") == "0 runs deleted.\n"
+    assert two_runs.type("prune", "--older-than", "0s") == "0 runs deleted.\n"
 
 
 def test_what_says_of_no_run_that_it_goes_is_refused(quiet_shell: Shell):  # noqa: F811
