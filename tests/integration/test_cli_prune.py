@@ -31,7 +31,7 @@ def test_runs_are_counted_and_deleted_when_that_is_confirmed(two_runs: Shell):
         "files": 0,
         "dry_run": False,
     }
-    assert f"{two_runs.type('prune', '--older-than', '0', given='y')}".endswith(
+    assert f"{two_runs.type('prune', '--older-than', '0s', given='y')}".endswith(
         "1 run (1 completed) with 3 tasks, 4 artifacts and 0 files deleted.\n"
     )
     assert two_runs.type("prune", "--older-than", "0s") == "0 runs deleted.\n"
