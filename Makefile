@@ -65,5 +65,5 @@ coverage: venv ## All tests, with branch coverage and the floor of the engine
 
 clean: ## Remove what the other targets made
 	rm -rf .venv build dist *.egg-info .coverage .coverage.* .mypy_cache .ruff_cache .pytest_cache .hypothesis \
-		.import_linter_cache examples/library/report examples/library/.dagabaaz
+		.import_linter_cache examples/library/report examples/library/.dagabaaz examples/shop/.dagabaaz
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

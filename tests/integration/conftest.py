@@ -9,6 +9,7 @@ from sqlalchemy import create_engine, text
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.stores.sql.tables import build_tables, new_id
 from dagabaaz_celery.testing import embedded_worker
+from dagabaaz_celery.worker.secrets import SecretResolver, read_environment
 from tests import services
 from tests.integration.celery_support import make_app
 from tests.integration.shop_plugins import declare_all
@@ -28,11 +29,11 @@ def broker_stays_outside() -> Iterator[None]:
 
 @pytest.fixture
 def new_dag() -> Iterator[Callable[..., Dagabaaz]]:
-    """Make a Dagabaaz on an app of its own, with these settings; closed after the test."""
+    """Make a Dagabaaz on an app of its own, with these settings and secrets; closed after the test."""
     made: list[Dagabaaz] = []
 
-    def make(**conf: Any) -> Dagabaaz:
-        made.append(Dagabaaz(make_app(**conf)))
+    def make(*, secrets: SecretResolver = read_environment, **conf: Any) -> Dagabaaz:
+        made.append(Dagabaaz(make_app(**conf), secrets=secrets))
         return made[-1]
 
     yield make

@@ -207,7 +207,7 @@ def make(new_dag: Callable[..., Dagabaaz]) -> Callable[..., Dagabaaz]:
     """A Dagabaaz that runs in place, with this resolver."""
 
     def make(**options: Any) -> Dagabaaz:
-        dag = Dagabaaz(new_dag(task_always_eager=True).app, **options)
+        dag = new_dag(task_always_eager=True, **options)
         declare_echo(dag)
         return dag
 
