@@ -17,7 +17,7 @@ def declare_notified(dag: Dagabaaz) -> None:
     def work() -> int:
         return 7
 
-    @dag.app.task(bind=True, acks_late=True, name="notify")
+    @dag.app.task(bind=True, acks_late=True, name="notify", shared=False)
     def notify(self: Task, run_id: str, greeting: str) -> None:
         write_line(str(dag.settings.files_dir / "notified"), run_id, greeting, self.request.id)
 

@@ -337,7 +337,7 @@ def test_tasks_that_wait_behind_a_long_body(dag: Dagabaaz):
 
 
 def test_an_existing_task_that_is_gone_with_its_worker(dag: Dagabaaz):
-    @dag.app.task(name="charge")
+    @dag.app.task(name="charge", shared=False)
     def charge() -> str:
         return "charged"
 

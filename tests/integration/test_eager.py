@@ -245,7 +245,7 @@ def test_a_plain_task_can_undo_one_that_made_files(eager: Dagabaaz, tmp_path: Pa
     def boom() -> None:
         raise ValueError("no")
 
-    @eager.app.task(name="legacy.remove")
+    @eager.app.task(name="legacy.remove", shared=False)
     def remove(result: list[dict[str, Any]]) -> None:
         seen.extend(result)
 

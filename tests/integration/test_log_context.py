@@ -177,7 +177,7 @@ def test_a_task_logger_with_a_json_formatter_has_the_fields(app: Celery):
 def test_a_task_without_a_wrapper_is_named_too(app: Celery, records: Records):
     dag = Dagabaaz(app)
 
-    @app.task(name="plain")
+    @app.task(name="plain", shared=False)
     def plain() -> int:
         logger.info("plainly")
         return 1

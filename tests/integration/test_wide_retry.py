@@ -46,7 +46,7 @@ def test_a_retry_of_a_wide_run_runs_no_completed_body_again(name: str, tmp_path:
         run = site.dag.start(Pipeline("wide", nodes=nodes), {"journal": str(journal), "count": WIDTH})
         assert run.wait(120) == "failed"
         completed = {task.id for task in run.tasks() if task.status == "completed"}
-        assert WIDTH // 2 < len(completed) < WIDTH
+        assert WIDTH // 4 < len(completed) < WIDTH  # those beside it need not have ended
         # When it is retried
         bad.unlink()
         run.retry()
