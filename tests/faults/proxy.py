@@ -7,7 +7,7 @@
         proxy.lose_answers(CLAIM, times=2)  let the next two such commits through, and lose what the server says to them
 
 The last is for PostgreSQL and MariaDB, without encryption: clients there send one statement after another, and COMMIT
-alone.
+alone. A statement that a client of PostgreSQL sends outside a transaction is its own commit.
 """
 
 import re
@@ -25,8 +25,15 @@ _CHUNK = 65_536
 #: How a client says COMMIT: PostgreSQL's simple query, MySQL's COM_QUERY.
 _COMMITS = (b"Q\x00\x00\x00\x0bCOMMIT\x00", b"\x07\x00\x00\x00\x03COMMIT")
 _ROLLBACKS = (b"Q\x00\x00\x00\x0dROLLBACK\x00", b"\x09\x00\x00\x00\x03ROLLBACK")
+#: PostgreSQL's: the end of what is asked at once, a statement that is prepared by psycopg, one that is executed.
+_SYNC = b"S\x00\x00\x00\x04"
+_PARSE = re.compile(rb"P.{4}(_pg3_\d+)\x00([^\x00]*)\x00", re.DOTALL)
+_BIND = re.compile(rb"B.{4}\x00(_pg3_\d+|)\x00", re.DOTALL)
+_BEGIN = re.compile(rb"Q.{4}BEGIN", re.DOTALL)
 _NOW = rb"(?:CAST|TIMESTAMPDIFF)\("
-_ENDS = rb"UPDATE \w*task SET status=\S+ lease_until=\S+ ended_at=" + _NOW + rb"[^=]*"
+#: On MariaDB a completion counts at its node in the same statement.
+_OF_TASK = rb"UPDATE \w*task(?:, \w*node)? SET (?:\S*tasks_done=[^,]*, )?"
+_ENDS = _OF_TASK + rb"\S*status=\S+ \S*lease_until=\S+ \S*ended_at=" + _NOW + rb"[^=]*"
 
 #: Transactions of the store, by a statement that only they have.
 CLAIM = rb"UPDATE \w*task SET status=\S+ claim_token=\S+ worker_id=\S+ claimed_at=" + _NOW
@@ -56,6 +63,8 @@ class _Link:
     client: socket.socket
     server: socket.socket
     said: bytearray = field(default_factory=bytearray)
+    prepared: dict[bytes, bytes] = field(default_factory=dict)
+    is_in_transaction: bool = False
     loses_answer: bool = False
 
     def cut(self) -> None:
@@ -172,11 +181,17 @@ class Proxy:
     def _ask(self, link: _Link, data: bytes) -> bool:
         """What a client says: at a COMMIT it is decided whether it will be answered."""
         link.said += data
-        if data.endswith(_COMMITS):
+        link.prepared.update(_PARSE.findall(data))
+        executed = _BIND.search(data)
+        if executed is not None:
+            link.said += link.prepared.get(executed[1], b"")
+        link.is_in_transaction = link.is_in_transaction or _BEGIN.search(data) is not None
+        stands_alone = executed is not None and not link.is_in_transaction and data.endswith(_SYNC)
+        if stands_alone or data.endswith(_COMMITS):
             link.loses_answer = self._take_loss(bytes(link.said))
+        if stands_alone or data.endswith((*_COMMITS, *_ROLLBACKS)):
             link.said.clear()
-        elif data.endswith(_ROLLBACKS):
-            link.said.clear()
+            link.is_in_transaction = False
         return True
 
     def _answer(self, link: _Link, data: bytes) -> bool:

@@ -26,7 +26,7 @@ CUSTOMERS = 500
 _STEPS_OF_A_ROW = 10
 _TICK = 100
 _SQLITE_SCAN = re.compile(r"SCAN \w+")  # where an index gives the order, a limit ends what says "USING" after it
-_EXPLAINED = ("SELECT", "UPDATE", "DELETE")
+_EXPLAINED = ("SELECT", "UPDATE", "DELETE", "WITH")
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,10 @@ def observe(store: SqlStore, act: Callable[[], object]) -> list[Reading]:
 
 @contextmanager
 def _observe_postgresql(store: SqlStore) -> Iterator[list[Reading]]:
-    """Each statement is run twice, first by EXPLAIN ANALYZE in a savepoint that is taken back."""
+    """Each statement is run twice, first by EXPLAIN ANALYZE in a savepoint that is taken back.
+
+    Those that stand alone are in a transaction meanwhile, or there were no savepoint.
+    """
 
     def explain(connection: Any, statement: str, parameters: Any) -> Reading:
         with connection.connection.cursor() as own:
@@ -227,8 +230,12 @@ def _observe_postgresql(store: SqlStore) -> Iterator[list[Reading]]:
         scanned = [part["Relation Name"] for part in parts if part["Node Type"] == "Seq Scan"]
         return Reading(statement, sum(map(_count_rows, parts)), scanned)
 
-    with _before_each(store, explain) as readings:
-        yield readings
+    store.database.write_each = store.database.write  # type: ignore[method-assign]
+    try:
+        with _before_each(store, explain) as readings:
+            yield readings
+    finally:
+        del store.database.write_each
 
 
 def _walk(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""PgBouncer in transaction mode: workers behind it, and prepared statements, which are for those who are not.
+"""PgBouncer in transaction mode: workers behind it, and prepared statements, which are for those that are not.
 
 The tests of the store and of its migrations run behind it as well.
 """
@@ -67,9 +67,17 @@ def count_prepared(url: str, prefix: str) -> list[str]:
         store.close()
 
 
-def test_nothing_is_prepared_unless_the_url_says_so(prefix: str):
-    assert count_prepared(services.postgres_url(), prefix) == []
+def test_what_every_task_sends_is_prepared_where_the_session_is_our_own(prefix: str):
+    direct = count_prepared(services.postgres_url(), prefix)
+
+    assert any(f"UPDATE {prefix}task" in statement for statement in direct)
+    assert not any("LIMIT" in statement for statement in direct)  # a sweep's, which needs the index for one status
+    assert count_prepared(services.pgbouncer_url(), prefix) == []
+
+
+def test_the_url_says_otherwise(prefix: str):
+    assert count_prepared(f"{services.postgres_url()}?prepare_threshold=none", prefix) == []
 
     prepared = count_prepared(f"{services.postgres_url()}?prepare_threshold=5", prefix)
 
-    assert any(f"UPDATE {prefix}task" in statement for statement in prepared)
+    assert any(f"INSERT INTO {prefix}run" in statement for statement in prepared)

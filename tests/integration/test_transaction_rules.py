@@ -39,7 +39,7 @@ def strict(request: pytest.FixtureRequest) -> Iterator[tuple[SqlStore, str]]:
 
 def test_every_transaction_on_a_server_is_read_committed(strict: tuple[SqlStore, str]):
     store, question = strict
-    for open_transaction in (store.database.read, store.database.write):
+    for open_transaction in (store.database.read, store.database.write, store.database.write_each):
         with open_transaction() as connection:
             level = connection.execute(text(question)).scalar_one()
         assert level.replace("-", " ").lower() == "read committed"

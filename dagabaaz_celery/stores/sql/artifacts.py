@@ -4,10 +4,11 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select
+from sqlalchemy import Connection, Select, and_, bindparam, delete, func, insert, select
 
 from dagabaaz_celery.models import DagArtifact, TaskArtifact
-from dagabaaz_celery.stores.sql.engine import prefer_index
+from dagabaaz_celery.stores.sql.engine import often_used, prefer_index
+from dagabaaz_celery.stores.sql.records import Attempt
 from dagabaaz_celery.stores.sql.tables import Id, Tables
 
 
@@ -15,7 +16,7 @@ class ArtifactRows:
     """What tasks produced, in the order of nodes, tasks, and emission."""
 
     def __init__(self, tables: Tables) -> None:
-        artifact, run = tables.artifact, tables.run
+        artifact, run, node = tables.artifact, tables.run, tables.node
         self._insert = insert(artifact)
         task_columns = (
             artifact.c.file_path,
@@ -48,9 +49,13 @@ class ArtifactRows:
         )
         self._broadcast = in_order(select(*task_columns).where(*at_nodes, artifact.c.origin_artifact_id.is_(None)))
         self._one = select(*task_columns).where(artifact.c.id == bindparam("b_id"))
-        self._context = (
-            select(run.c.definition_hash, *task_columns)
-            .select_from(run.outerjoin(artifact, artifact.c.id == bindparam("b_id", type_=Id())))
+        self._context = often_used(
+            select(run.c.definition_hash, node.c.tasks_total - node.c.tasks_done, *task_columns)
+            .select_from(
+                run.join(node, and_(node.c.run_id == run.c.id, node.c.node_index == bindparam("b_node"))).outerjoin(
+                    artifact, and_(artifact.c.id == bindparam("b_id", type_=Id()), artifact.c.run_id == run.c.id)
+                )
+            )
             .where(run.c.id == bindparam("b_run"))
         )
         self._producer = select(artifact.c.node_index).where(artifact.c.id == bindparam("b_id"))
@@ -112,14 +117,16 @@ class ArtifactRows:
         row = connection.execute(self._one, {"b_id": artifact_id}).one_or_none()
         return None if row is None else _to_task_artifact(row)
 
-    def get_with_definition(
-        self, connection: Connection, run_id: str, artifact_id: str | None
-    ) -> tuple[str, TaskArtifact | None] | None:
-        """A run's definition hash and, in the same statement, one artifact; None when there is no such run."""
-        row = connection.execute(self._context, {"b_run": run_id, "b_id": artifact_id}).one_or_none()
+    def get_context(self, connection: Connection, attempt: Attempt) -> tuple[str, int, TaskArtifact | None] | None:
+        """The definition hash of an attempt's run, how many tasks of its node are not done, and its input artifact.
+
+        None when there is no such run.
+        """
+        key = {"b_run": attempt.run_id, "b_node": attempt.node_index, "b_id": attempt.input_artifact_id}
+        row = connection.execute(self._context, key).one_or_none()
         if row is None:
             return None
-        return row[0], None if row[5] is None else _to_task_artifact(tuple(row[1:]))
+        return row[0], row[1], None if row[6] is None else _to_task_artifact(tuple(row[2:]))
 
     def get_producer(self, connection: Connection, artifact_id: str) -> int | None:
         """The node whose task made an artifact."""

@@ -8,6 +8,7 @@ import logging
 import os
 import random
 import sqlite3
+import sys
 import threading
 import time
 import weakref
@@ -23,6 +24,8 @@ from sqlalchemy import (
     Connection,
     Engine,
     ExceptionContext,
+    Executable,
+    ExecutionContext,
     NullPool,
     Select,
     Table,
@@ -32,9 +35,10 @@ from sqlalchemy import (
     make_url,
     select,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.functions import FunctionElement
 
 from dagabaaz_celery.errors import ConfigurationError, StoreError
@@ -42,6 +46,7 @@ from dagabaaz_celery.stores.sql.shared import SharedDatabase
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
+E = TypeVar("E", bound="Executable")
 
 #: Deadlock and serialisation victims: PostgreSQL's SQLSTATEs, MySQL's error numbers. Of a deadlock inside a savepoint
 #: MySQL's word is 1305: the savepoint went with the transaction before anybody could roll back to it.
@@ -81,7 +86,12 @@ _SQLITE_RIGHTS = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY))
 _SQLITE_OUTAGES = _SQLITE_FILE_OUTAGES | {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 
 #: Connections of one process: a few are kept, and a pool of threads may need as many as it has threads.
-_POOL = {"pool_size": 5, "max_overflow": 95, "pool_timeout": 15.0, "pool_pre_ping": True}
+_POOL = {"pool_size": 5, "max_overflow": 95, "pool_timeout": 15.0}
+#: A connection that was not used for so many seconds is asked whether it is still there: asking each time, as a pool's
+#: pre-ping does, would be a round trip more for every transaction.
+_IDLE_SECONDS = 1.0
+#: The execution option that marks statements whose plans are kept.
+_OFTEN_USED = "dagabaaz_often_used"
 #: Seconds until a server that answers nothing at all counts as away, so that no heartbeat waits for it for ever.
 _CONNECT_SECONDS = 10
 _SILENCE_SECONDS = 30
@@ -102,8 +112,7 @@ _MYSQL_TIMEOUTS = {
 #: What each driver is told that the URL does not say itself.
 _CONNECT_ARGUMENTS: dict[str, dict[str, Any]] = {
     # PgBouncer in transaction mode gives each transaction another server session: what one prepared, another lacks, or
-    # has under the same name as something else. Where sessions are one's own, "?prepare_threshold=5" nearly doubles
-    # the rate of small transactions.
+    # has under the same name as something else.
     "psycopg": {**_LIBPQ, "prepare_threshold": None},
     "psycopg2": _LIBPQ,
     "pymysql": _MYSQL_TIMEOUTS,
@@ -161,6 +170,16 @@ def _index_order_mysql(element: Any, compiler: Any, **kw: Any) -> str:
     return "NULL"  # no order
 
 
+def writes_in_queries(connection: Connection) -> bool:
+    """Whether one statement may change several tables and read what it changed (WITH … UPDATE … RETURNING)."""
+    return connection.dialect.name == "postgresql"
+
+
+def updates_two_tables(connection: Connection) -> bool:
+    """Whether an UPDATE may change rows of two tables together, each by a condition on the other."""
+    return connection.dialect.name in ("mysql", "mariadb")
+
+
 def prefer_index(statement: Select[Any], table: Table, index_name: str) -> Select[Any]:
     """Tell MySQL and MariaDB which index to use, where they are known to choose worse; others find it."""
     for dialect in ("mysql", "mariadb"):
@@ -177,6 +196,11 @@ def read_by_index(statement: Select[Any], table: Table, index_name: str, column:
     return prefer_index(statement, table, index_name).order_by(_index_order(column))
 
 
+def often_used(statement: E) -> E:
+    """A statement on rows that its keys name, which every task sends: its plan is worth keeping."""
+    return statement.execution_options(**{_OFTEN_USED: True})
+
+
 def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
     """An engine for a store URL; ConfigurationError names what is wrong with the URL or which driver is missing.
 
@@ -189,15 +213,64 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
     try:
         driver = parsed.get_dialect().driver
         given = {k: v for k, v in _CONNECT_ARGUMENTS.get(driver, {}).items() if k not in parsed.query}
-        if "prepare_threshold" in parsed.query:  # psycopg takes no text for it
+        decides = "prepare_threshold" in parsed.query
+        if decides:  # psycopg takes no text for it
             given["prepare_threshold"] = _read_prepare_threshold(parsed)
             parsed = parsed.difference_update_query(["prepare_threshold"])
         # Parameters are the users' data: they stay out of logs and tracebacks.
-        return create_engine(parsed, isolation_level="READ COMMITTED", connect_args=given, hide_parameters=True, **pool)
+        engine = create_engine(
+            parsed, isolation_level="READ COMMITTED", connect_args=given, hide_parameters=True, **pool
+        )
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError(
             f"The driver of the store URL {describe_url(parsed)!r} is not installed: {error}. {_advise(parsed)}"
         ) from error
+    _ping_idle_connections(engine)
+    if engine.dialect.driver == "psycopg":
+        _settle_sessions(engine, may_prepare=not decides)
+    return engine
+
+
+def _settle_sessions(engine: Engine, *, may_prepare: bool) -> None:
+    """Have PostgreSQL keep the plans of what is ``often_used``, in sessions that are one's own.
+
+    No other statement is prepared: a plan for any value does not use an index that is there for some values only. And
+    statements that stand alone are read committed there, as transactions are.
+    """
+
+    @event.listens_for(engine, "connect")
+    def _settle(connection: Any, record: ConnectionPoolEntry) -> None:
+        # Who pools sessions between us and the server tells each client a number that it made up itself.
+        found = connection.execute(
+            "SELECT set_config('default_transaction_isolation', 'read committed', false) WHERE pg_backend_pid() = %s",
+            [connection.info.backend_pid],
+        ).fetchone()
+        connection.commit()
+        if found is not None and may_prepare:
+            connection.prepare_threshold = sys.maxsize  # for none but those that ask
+
+    @event.listens_for(engine, "do_execute")
+    def _execute(cursor: Any, statement: str, parameters: Any, context: ExecutionContext) -> bool:
+        if not context.execution_options.get(_OFTEN_USED):
+            return False
+        cursor.execute(statement, parameters, prepare=True)
+        return True
+
+
+def _ping_idle_connections(engine: Engine) -> None:
+    @event.listens_for(engine, "checkin")
+    def _note(connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info["dagabaaz_idle_since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def _ping(connection: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
+        now_ = time.monotonic()
+        if now_ - record.info.get("dagabaaz_idle_since", now_) < _IDLE_SECONDS:
+            return
+        try:
+            engine.dialect.do_ping(connection)
+        except engine.dialect.loaded_dbapi.Error as error:
+            raise InvalidatePoolError from error  # the pool makes another one
 
 
 def _advise(url: URL) -> str:
@@ -336,6 +409,11 @@ def is_outage(error: BaseException) -> bool:
     return error.connection_invalidated or isinstance(error, OperationalError)  # there was nobody to give a code
 
 
+def _was_lost_early(error: DBAPIError) -> bool:
+    """Whether a connection of the pool was gone, so that nothing is done: another may well be there."""
+    return error.connection_invalidated and not isinstance(error, CommitUnanswered)
+
+
 def _leaves_doubt(error: DBAPIError) -> bool:
     """Whether a commit that raised this may have been made: SQLite knows, but for a disk that fails."""
     if isinstance(error.orig, sqlite3.Error):
@@ -391,6 +469,11 @@ class Database:
         assert self._engine is not None  # noqa: S101  # made here or at the beginning
         return self._engine
 
+    @property
+    def makes_round_trips(self) -> bool:
+        """Whether each statement waits for another process to answer."""
+        return not self._is_sqlite
+
     @contextmanager
     def read(self, *, one_moment: bool = False) -> Iterator[Connection]:
         """A connection in a transaction that only reads; with ``one_moment`` all it reads is of the same moment."""
@@ -422,18 +505,39 @@ class Database:
                     yield connection
                     asked = True
             except DBAPIError as error:
-                if not asked or not _leaves_doubt(error):
-                    raise
-                raise CommitUnanswered(
-                    "COMMIT", None, error.orig or error, connection_invalidated=error.connection_invalidated
-                ) from error
+                if asked and _leaves_doubt(error):
+                    raise _leave_unanswered("COMMIT", error) from error
+                raise
+
+    @contextmanager
+    def write_each(self) -> Iterator[Connection]:
+        """A connection for statements that stand alone, as ``transact_each`` says. Raises CommitUnanswered."""
+        if self.url.get_backend_name() != "postgresql" or (self.shared is not None and self.shared.is_open()):
+            with self.write() as connection:
+                yield connection
+            return
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            try:
+                yield connection
+            except DBAPIError as error:
+                if _leaves_doubt(error):
+                    raise _leave_unanswered(error.statement, error) from error
+                raise
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run ``work`` in one transaction and commit; a deadlock or serialisation victim runs again, whole.
 
-        ``work`` must have no effect outside the transaction. Other errors reach the caller.
+        So it does, once, where its connection turns out to be gone before the commit. ``work`` must have no effect
+        outside the transaction. Other errors reach the caller.
         """
         return _repeat_victims(self.write, work)
+
+    def transact_each(self, work: Callable[[Connection], T]) -> T:
+        """Like ``transact``, for statements each of which stands alone; the whole must bear to be done once more.
+
+        On PostgreSQL each is then a transaction of its own, which takes away the round trips of BEGIN and COMMIT.
+        """
+        return _repeat_victims(self.write_each, work)
 
     def transact_alone(self, name: str, work: Callable[[Connection], T]) -> T:
         """Like ``transact``, while nobody else is in here by this name; for changes of the schema.
@@ -494,12 +598,18 @@ class Database:
             yield
 
 
+def _leave_unanswered(statement: str | None, error: DBAPIError) -> CommitUnanswered:
+    return CommitUnanswered(statement, None, error.orig or error, connection_invalidated=error.connection_invalidated)
+
+
 def _repeat_victims(enter: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection], T]) -> T:
     for attempt in range(1, _CONFLICT_TRIES):
         try:
             with enter() as connection:
                 return work(connection)
         except DBAPIError as error:
+            if _was_lost_early(error) and attempt == 1:
+                continue
             if not is_conflict(error):
                 raise
             logger.debug("transaction lost a conflict (attempt %d), running it again: %s", attempt, error.orig)

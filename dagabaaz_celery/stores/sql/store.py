@@ -81,11 +81,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """An attempt with what its outcome needs to be recorded."""
+    """An attempt with what its outcome needs to be recorded.
+
+    ``left`` tells how many tasks of its node were not done when it was claimed, itself among them; 0 where unknown.
+    """
 
     attempt: Attempt
     definition_hash: str
     input_origin_id: str | None
+    left: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +298,7 @@ class SqlStore:
     def claim(
         self, attempt_id: str, token: str, worker_id: str | None, *, may_hand_back: bool = True
     ) -> Claimed | ClaimRefused:
-        """Start an attempt's body if nobody did; the input is read in the same transaction.
+        """Start an attempt's body if nobody did, and read its input, which is what it is from the launch on.
 
         ``may_hand_back``: an attempt refused for a pause is owed again; not so for one whose body runs all the same.
         """
@@ -308,7 +312,7 @@ class SqlStore:
                 return ClaimRefused(attempt_id, reason)
             return self._read_input(connection, attempt)
 
-        return self.transact(work)
+        return self.transact_each(work)
 
     def lend_to_celery(self, attempt_id: str, *, delay: float, retries: int) -> None:
         """Celery itself sends a running attempt again after ``delay`` seconds; the sweep does, should that be lost."""
@@ -329,13 +333,13 @@ class SqlStore:
 
     def _find_context(self, connection: Connection, attempt: Attempt) -> tuple[Work, TaskArtifact | None]:
         """The work of an attempt, and its input artifact."""
-        found = self.rows.artifacts.get_with_definition(connection, attempt.run_id, attempt.input_artifact_id)
+        found = self.rows.artifacts.get_context(connection, attempt)
         if found is None:
             raise UnknownRun(
                 f"The store has task {attempt.task_id} and not its run {attempt.run_id}: rows were deleted."
             )
-        digest, artifact = found
-        return Work(attempt, digest, None if artifact is None else artifact.origin_artifact_id), artifact
+        digest, left, artifact = found
+        return Work(attempt, digest, None if artifact is None else artifact.origin_artifact_id, left), artifact
 
     def _read_input(self, connection: Connection, attempt: Attempt) -> Claimed:
         work, artifact = self._find_context(connection, attempt)
@@ -365,23 +369,39 @@ class SqlStore:
     def complete(self, work: Work, artifacts: Sequence[NewArtifact], shape: ResultShape) -> Aftermath | None:
         """Record a success and advance the run; None when the attempt lost its guard and nothing was changed."""
 
-        def transition(connection: Connection) -> Aftermath | None:
-            attempt = work.attempt
-            if not self.rows.tasks.try_complete(connection, attempt, shape):
-                return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, TaskStatus.COMPLETED))
-            if attempt.node_index >= 0:  # what undoes another task produces nothing for others
-                self.rows.artifacts.insert(connection, self._artifact_rows(connection, work, artifacts))
-            return self._count_done(connection, work)
+        attempt, rows, completions = work.attempt, self._artifact_rows(work, artifacts), self.rows.completions
 
+        def transition(connection: Connection) -> Aftermath | None:
+            node = completions.try_complete(connection, attempt, rows, shape)
+            if node is None:
+                return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, TaskStatus.COMPLETED))
+            return self._go_on(connection, work, node)
+
+        if self._may_leave_open(work) and self.transact_each(
+            lambda connection: completions.try_leave_open(connection, attempt, rows, shape)
+        ):
+            return Aftermath()
         return self.transact(transition)
+
+    def _may_leave_open(self, work: Work) -> bool:
+        """Whether it is worth trying to complete an attempt as one that does not close its node.
+
+        On SQLite nothing is gained: its statements make no round trips.
+        """
+        definition = self.definition_of(work.definition_hash).definition
+        has_epilogue = bool(definition.undoable or definition.finalisers)
+        return work.left > 1 and not has_epilogue and self.database.makes_round_trips
 
     def _count_done(self, connection: Connection, work: Work) -> Aftermath:
         """Count a task at its node's barrier, and go on where that was the last."""
-        attempt = work.attempt
-        node = self.rows.nodes.count_done(connection, attempt.run_id, attempt.node_index)
+        node = self.rows.nodes.count_done(connection, work.attempt.run_id, work.attempt.node_index)
+        return self._go_on(connection, work, node)
+
+    def _go_on(self, connection: Connection, work: Work, node: NodeRow) -> Aftermath:
+        """Close a node where a task that was counted at it was the last."""
         if node.tasks_done < node.tasks_total:
             return self._remind_of_epilogue(connection, work)
-        return self._advance(connection, attempt, node)
+        return self._advance(connection, work.attempt, node)
 
     def _remind_of_epilogue(self, connection: Connection, work: Work) -> Aftermath:
         """What waits for the last bodies of a run that has ended is told that one is over."""
@@ -529,13 +549,11 @@ class SqlStore:
         """
         return Aftermath() if is_own else None
 
-    def _artifact_rows(
-        self, connection: Connection, work: Work, artifacts: Sequence[NewArtifact]
-    ) -> list[dict[str, Any]]:
-        if not artifacts:
-            return []
+    def _artifact_rows(self, work: Work, artifacts: Sequence[NewArtifact]) -> list[dict[str, Any]]:
         attempt = work.attempt
-        topology = self.definitions.get(connection, work.definition_hash).topology
+        if not artifacts or attempt.node_index < 0:  # what undoes another task produces nothing for others
+            return []
+        topology = self.definition_of(work.definition_hash).topology
         node = topology.nodes[attempt.node_index]
         rows = []
         for ordinal, new in enumerate(artifacts):
@@ -858,7 +876,7 @@ class SqlStore:
         lease = self._resend_after
         for start in range(0, len(attempt_ids), ID_CHUNK):
             chunk = attempt_ids[start : start + ID_CHUNK]
-            self.transact(lambda c, chunk=chunk: self.rows.tasks.mark_queued(c, chunk, queue, lease))  # type: ignore[misc]
+            self.transact_each(lambda c, chunk=chunk: self.rows.tasks.mark_queued(c, chunk, queue, lease))  # type: ignore[misc]
 
     def list_waiting_queues(self, *, within: float = 0.0) -> dict[str, int]:
         """Queues in which a published task waits whose lease ends ``within`` seconds, with all that wait there."""
@@ -1070,6 +1088,11 @@ class SqlStore:
         """Run ``work`` in one transaction; conflicts run it again, whole."""
         self.id  # noqa: B018  # opens the store at its first use
         return self.database.transact(work)
+
+    def transact_each(self, work: Callable[[Connection], T]) -> T:
+        """Run statements that stand alone; the whole must bear to be done once more."""
+        self.id  # noqa: B018  # opens the store at its first use
+        return self.database.transact_each(work)
 
     # -- inside
 

@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
-from dagabaaz_celery.stores.sql.engine import now, read_by_index
+from dagabaaz_celery.stores.sql.engine import now, often_used, read_by_index
 from dagabaaz_celery.stores.sql.records import DEADLINE_EXCEEDED, Attempt, Dispatch, Published, TaskError
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, Id, Tables
 
@@ -255,7 +255,7 @@ class TaskRows:
             )
         )
         self._claim = claim
-        self._claim_returning = claim.returning(*self._attempt_columns)
+        self._claim_returning = often_used(claim.returning(*self._attempt_columns))
         self._find_claim = select(*self._attempt_columns).where(
             current, task.c.claim_token == bindparam("b_token", type_=Id()), task.c.status == TaskStatus.RUNNING
         )

@@ -65,19 +65,25 @@ class Background(Generic[T]):
 
 
 class LateCommit:
-    """Holds the next writing transaction of a store, everything done, at its commit; later ones pass."""
+    """Holds the next writing transaction of a store, everything done, at its commit; later ones pass.
+
+    Meanwhile statements that stand alone get a commit that can be held: a server's own commit may be as late.
+    """
 
     def __init__(self, store: SqlStore) -> None:
+        self._database = store.database
         self._engine = store.database.engine
         self._held = threading.Event()
         self._released = threading.Event()
 
     def __enter__(self) -> Self:
+        self._database.write_each = self._database.write  # type: ignore[method-assign]
         event.listen(self._engine, "commit", self._hold)
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
+        del self._database.write_each
         event.remove(self._engine, "commit", self._hold)
 
     def wait_until_held(self) -> None:

@@ -1,0 +1,179 @@
+"""Completing a task and counting it at its node's barrier: what every task does, in as few round trips as can be.
+
+Guard, artifacts and counter are one statement on PostgreSQL, two or three elsewhere. It may be told to leave alone what
+would close its node: then nothing else is to be done, and on PostgreSQL that statement is the whole transaction. Locks
+are taken in the order of every outcome, the task first and then its node.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    Text,
+    Update,
+    bindparam,
+    cast,
+    column,
+    func,
+    insert,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects.postgresql import JSON
+
+from dagabaaz_celery.constants import TaskStatus
+from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
+from dagabaaz_celery.stores.sql.engine import now, often_used, updates_two_tables, writes_in_queries
+from dagabaaz_celery.stores.sql.nodes import NodeRows
+from dagabaaz_celery.stores.sql.records import Attempt, NodeRow
+from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES, Id, Tables
+from dagabaaz_celery.stores.sql.tasks import TaskRows
+
+#: What an artifact has of its own; the rest it has from its task.
+_OWN_COLUMNS: dict[str, Any] = {
+    "id": Id(),
+    "ordinal": Integer(),
+    "shape": Text(),
+    "file_path": Text(),
+    "file_name": Text(),
+    "file_size": BigInteger(),
+    "mime_type": Text(),
+    "metadata": Text(),
+    "origin_artifact_id": Id(),
+}
+
+
+class CompletionRows:
+    """Completions of current attempts: of claimed ones by their claim, of tasks that have no claim while open."""
+
+    def __init__(self, tables: Tables, tasks: TaskRows, artifacts: ArtifactRows, nodes: NodeRows) -> None:
+        self._tables = tables
+        self._tasks, self._artifacts, self._nodes = tasks, artifacts, nodes
+        self._completed: dict[str, Any] = {
+            "status": TaskStatus.COMPLETED.value,
+            "ended_at": now(),
+            "lease_until": None,
+            "error": None,
+            "result_shape": bindparam("b_shape"),
+        }
+        # By whether the attempt is claimed, and whether it may close its node.
+        cases = [(is_claimed, may_close) for is_claimed in (True, False) for may_close in (True, False)]
+        self._in_one = {case: self._build_in_one(*case) for case in cases}
+        self._of_both = {case: self._build_of_both(*case) for case in cases}
+
+    def _guard(self, is_claimed: bool) -> list[ColumnElement[bool]]:
+        task = self._tables.task
+        current = task.c.attempt_id == bindparam("b_attempt", type_=Id())
+        if not is_claimed:
+            return [current, task.c.status.in_(OPEN_TASK_STATUSES)]
+        token = bindparam("b_token", type_=Id())
+        return [current, task.c.status == TaskStatus.RUNNING, task.c.claim_token == token]
+
+    def _at_barrier(self, task: Any, may_close: bool) -> list[ColumnElement[bool]]:
+        node = self._tables.node
+        of_task = [node.c.run_id == task.c.run_id, node.c.node_index == task.c.node_index]
+        return of_task if may_close else [*of_task, node.c.tasks_done + 1 < node.c.tasks_total]
+
+    def _build_in_one(self, is_claimed: bool, may_close: bool) -> Select[Any]:
+        """The task is locked, then counted at its node, and only what was counted is completed."""
+        task, node, artifact = self._tables.task, self._tables.node, self._tables.artifact
+        held = (
+            select(task.c.id, task.c.run_id, task.c.node_index, task.c.ordinal)
+            .where(*self._guard(is_claimed))
+            .with_for_update()
+            .cte("held")
+        )
+        counters = (node.c.status, node.c.tasks_total, node.c.tasks_done, node.c.launch_cursor)
+        counted = (
+            update(node)
+            .where(*self._at_barrier(held, may_close))
+            .values(tasks_done=node.c.tasks_done + 1)
+            .returning(held.c.id, held.c.ordinal, node.c.run_id, node.c.node_index, *counters)
+            .cte("counted")
+        )
+        completed = (
+            update(task)
+            .where(task.c.id == counted.c.id)
+            .values(**self._completed)
+            .returning(task.c.id)
+            .cte("completed")
+        )
+        made = (
+            func.json_to_recordset(cast(bindparam("b_artifacts", type_=Text()), JSON))
+            .table_valued(*(column(name, type_) for name, type_ in _OWN_COLUMNS.items()))
+            .render_derived("made", with_types=True)
+        )
+        of_task = {
+            "run_id": counted.c.run_id,
+            "node_index": counted.c.node_index,
+            "task_id": counted.c.id,
+            "task_ordinal": counted.c.ordinal,
+        }
+        rows = select(*of_task.values(), *(made.c[name] for name in _OWN_COLUMNS)).join_from(counted, made, true())
+        inserted = insert(artifact).from_select([*of_task, *_OWN_COLUMNS], rows).returning(artifact.c.id)
+        found = select(*(counted.c[counter.name] for counter in counters))
+        return often_used(found.join(completed, completed.c.id == counted.c.id).add_cte(inserted.cte("inserted")))
+
+    def _build_of_both(self, is_claimed: bool, may_close: bool) -> Update:
+        task, node = self._tables.task, self._tables.node
+        values: dict[Any, Any] = {task.c[name]: value for name, value in self._completed.items()}
+        values[node.c.tasks_done] = node.c.tasks_done + 1
+        return update(task).where(*self._guard(is_claimed), *self._at_barrier(task, may_close)).values(values)
+
+    def try_complete(
+        self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str
+    ) -> NodeRow | None:
+        """Complete an attempt, with the rows of its artifacts, and count it at its node, which is returned.
+
+        None, with nothing written, where it lost its guard.
+        """
+        if writes_in_queries(connection):
+            return self._complete_in_one(connection, attempt, artifacts, shape, may_close=True)
+        if updates_two_tables(connection):
+            is_done = self._complete_both(connection, attempt, artifacts, shape, may_close=True)
+            return self._nodes.get_some(connection, attempt.run_id, [attempt.node_index])[0] if is_done else None
+        if not self._tasks.try_complete(connection, attempt, shape):
+            return None
+        self._artifacts.insert(connection, artifacts)
+        return self._nodes.count_done(connection, attempt.run_id, attempt.node_index)
+
+    def try_leave_open(
+        self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str
+    ) -> bool:
+        """Do the same where the node waits for others, too; False, with nothing written, where it does not.
+
+        So it is where the attempt lost its guard. On PostgreSQL the connection may be one whose every statement stands
+        alone. SQLite has no way of its own for it.
+        """
+        if writes_in_queries(connection):
+            return self._complete_in_one(connection, attempt, artifacts, shape, may_close=False) is not None
+        return self._complete_both(connection, attempt, artifacts, shape, may_close=False)
+
+    def _complete_in_one(
+        self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool
+    ) -> NodeRow | None:
+        own = [{name: row[name] for name in _OWN_COLUMNS} for row in artifacts]
+        key = {**_key(attempt, shape), "b_artifacts": json.dumps(own)}
+        row = connection.execute(self._in_one[attempt.token is not None, may_close], key).one_or_none()
+        return None if row is None else NodeRow(attempt.node_index, *row)
+
+    def _complete_both(
+        self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool
+    ) -> bool:
+        statement = self._of_both[attempt.token is not None, may_close]
+        if connection.execute(statement, _key(attempt, shape)).rowcount == 0:
+            return False
+        self._artifacts.insert(connection, artifacts)
+        return True
+
+
+def _key(attempt: Attempt, shape: str) -> dict[str, Any]:
+    token = {} if attempt.token is None else {"b_token": attempt.token}
+    return {"b_attempt": attempt.attempt_id, "b_shape": shape, **token}
