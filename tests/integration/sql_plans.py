@@ -246,7 +246,7 @@ def _walk(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _count_rows(part: dict[str, Any]) -> int:
     """Rows that a part of a plan read from a table or an index, those that it dropped among them."""
-    if "Scan" not in part["Node Type"]:
+    if "Scan" not in part["Node Type"] or part["Node Type"] == "Bitmap Heap Scan":  # the index's are the same rows
         return 0
     dropped = part.get("Rows Removed by Filter", 0) + part.get("Rows Removed by Index Recheck", 0)
     return int((part["Actual Rows"] + dropped) * part["Actual Loops"])

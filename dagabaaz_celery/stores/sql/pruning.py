@@ -136,7 +136,10 @@ class PruneRows:
     def _build_definitions(self) -> None:
         definition, run, pipeline = self._tables.definition, self._tables.run, self._tables.pipeline
         hashes: BindParameter[Any] = bindparam("b_hashes", expanding=True)
-        of_run = exists().where(run.c.definition_hash == definition.c.hash)
+        # The first hash from this one on, as no statistics make a database look for that in all runs.
+        at_or_behind = select(run.c.definition_hash).where(run.c.definition_hash >= definition.c.hash)
+        first = at_or_behind.order_by(run.c.definition_hash).limit(1).correlate(definition).scalar_subquery()
+        of_run = func.coalesce(first, "") == definition.c.hash
         of_pipeline = exists().where(pipeline.c.definition_hash == definition.c.hash)
         self._unreferred = select(definition.c.hash).where(
             definition.c.hash.in_(hashes), not_(of_run), not_(of_pipeline)
