@@ -188,10 +188,11 @@ def _set_launched(store: SqlStore, run_id: str, count: int) -> None:
 
 def _analyze(store: SqlStore) -> None:
     """Have the planner know the tables, as a server's own care does after a while; PostgreSQL also cleans them."""
-    word = {"sqlite": "ANALYZE", "postgresql": "VACUUM ANALYZE", "mysql": "ANALYZE TABLE"}[_name_dialect(store)]
-    with store.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        for table in store.tables.metadata.sorted_tables:
-            connection.exec_driver_sql(f"{word} {table.name}")
+    word = {"postgresql": "VACUUM ANALYZE", "mysql": "ANALYZE TABLE"}.get(_name_dialect(store))
+    if word is not None:  # SQLite does nothing of the kind by itself
+        with store.database.write_each() as connection:
+            for table in store.tables.metadata.sorted_tables:
+                connection.exec_driver_sql(f"{word} {table.name}")
 
 
 # -- what statements read

@@ -92,6 +92,8 @@ _POOL = {"pool_size": 5, "max_overflow": 95, "pool_timeout": 15.0}
 _IDLE_SECONDS = 1.0
 #: The execution option that marks statements whose plans are kept.
 _OFTEN_USED = "dagabaaz_often_used"
+#: Those that say which transactions a connection begins: none, ones that only read, ones of another level.
+_EACH_ALONE, _READS, _LEVEL = "dagabaaz_each_alone", "dagabaaz_reads", "dagabaaz_level"
 #: Seconds until a server that answers nothing at all counts as away, so that no heartbeat waits for it for ever.
 _CONNECT_SECONDS = 10
 _SILENCE_SECONDS = 30
@@ -217,18 +219,31 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
         if decides:  # psycopg takes no text for it
             given["prepare_threshold"] = _read_prepare_threshold(parsed)
             parsed = parsed.difference_update_query(["prepare_threshold"])
+        level = "AUTOCOMMIT" if driver == "psycopg" else "READ COMMITTED"
         # Parameters are the users' data: they stay out of logs and tracebacks.
-        engine = create_engine(
-            parsed, isolation_level="READ COMMITTED", connect_args=given, hide_parameters=True, **pool
-        )
+        engine = create_engine(parsed, isolation_level=level, connect_args=given, hide_parameters=True, **pool)
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError(
             f"The driver of the store URL {describe_url(parsed)!r} is not installed: {error}. {_advise(parsed)}"
         ) from error
     _ping_idle_connections(engine)
-    if engine.dialect.driver == "psycopg":
+    if driver == "psycopg":
+        _begin_by_hand(engine)
         _settle_sessions(engine, may_prepare=not decides)
     return engine
+
+
+def _begin_by_hand(engine: Engine) -> None:
+    """Send BEGIN for transactions, of one level or another; a connection that is told to begin none sends none.
+
+    To switch a connection between the two, as a driver does, costs more than what is sent.
+    """
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        options = connection.get_execution_options()
+        if not options.get(_EACH_ALONE):
+            connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL {options.get(_LEVEL, 'READ COMMITTED')}")
 
 
 def _settle_sessions(engine: Engine, *, may_prepare: bool) -> None:
@@ -339,7 +354,7 @@ def _build_sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        reads = connection.get_execution_options().get("dagabaaz_reads", False)
+        reads = connection.get_execution_options().get(_READS, False)
         connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
 
     @event.listens_for(engine, "handle_error")
@@ -453,6 +468,7 @@ class Database:
         self.shared = shared
         self._engine = build_engine(url) if shared is None else None
         self._is_sqlite = self.url.get_backend_name() == "sqlite"
+        self._begins_by_hand = self.url.get_backend_name() == "postgresql" and self.url.get_driver_name() == "psycopg"
         self._turn = threading.RLock()
         os.register_at_fork(
             before=call_while_alive(self.before_fork),
@@ -481,9 +497,9 @@ class Database:
             with self.shared.join(writes=False) as connection:
                 yield connection
             return
-        options: dict[str, Any] = {"dagabaaz_reads": True}
+        options: dict[str, Any] = {_READS: True}
         if one_moment and not self._is_sqlite:  # where it is so anyway
-            options["isolation_level"] = "REPEATABLE READ"
+            options[_LEVEL if self._begins_by_hand else "isolation_level"] = "REPEATABLE READ"
         with (
             self._taking_turns(),
             self.engine.connect().execution_options(**options) as connection,
@@ -512,11 +528,11 @@ class Database:
     @contextmanager
     def write_each(self) -> Iterator[Connection]:
         """A connection for statements that stand alone, as ``transact_each`` says. Raises CommitUnanswered."""
-        if self.url.get_backend_name() != "postgresql" or (self.shared is not None and self.shared.is_open()):
+        if not self._begins_by_hand or (self.shared is not None and self.shared.is_open()):
             with self.write() as connection:
                 yield connection
             return
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with self.engine.connect().execution_options(**{_EACH_ALONE: True}) as connection:
             try:
                 yield connection
             except DBAPIError as error:
@@ -535,7 +551,7 @@ class Database:
     def transact_each(self, work: Callable[[Connection], T]) -> T:
         """Like ``transact``, for statements each of which stands alone; the whole must bear to be done once more.
 
-        On PostgreSQL each is then a transaction of its own, which takes away the round trips of BEGIN and COMMIT.
+        On PostgreSQL, with psycopg 3, each is then a transaction of its own: BEGIN and COMMIT are no round trips.
         """
         return _repeat_victims(self.write_each, work)
 
