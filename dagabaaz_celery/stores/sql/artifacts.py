@@ -4,28 +4,20 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, delete, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, delete, func, insert, select
 
 from dagabaaz_celery.models import DagArtifact, TaskArtifact
-from dagabaaz_celery.stores.sql.engine import often_used, prefer_index
-from dagabaaz_celery.stores.sql.records import Attempt
-from dagabaaz_celery.stores.sql.tables import Id, Tables
+from dagabaaz_celery.stores.sql.engine import prefer_index
+from dagabaaz_celery.stores.sql.tables import Tables
 
 
 class ArtifactRows:
     """What tasks produced, in the order of nodes, tasks, and emission."""
 
     def __init__(self, tables: Tables) -> None:
-        artifact, run, node = tables.artifact, tables.run, tables.node
+        artifact = tables.artifact
         self._insert = insert(artifact)
-        task_columns = (
-            artifact.c.file_path,
-            artifact.c.file_name,
-            artifact.c.file_size,
-            artifact.c.mime_type,
-            artifact.c.metadata,
-            artifact.c.origin_artifact_id,
-        )
+        task_columns = list_task_columns(artifact)
         dag_columns = (
             artifact.c.id,
             artifact.c.file_name,
@@ -49,15 +41,6 @@ class ArtifactRows:
         )
         self._broadcast = in_order(select(*task_columns).where(*at_nodes, artifact.c.origin_artifact_id.is_(None)))
         self._one = select(*task_columns).where(artifact.c.id == bindparam("b_id"))
-        self._context = often_used(
-            select(run.c.definition_hash, node.c.tasks_total - node.c.tasks_done, *task_columns)
-            .select_from(
-                run.join(node, and_(node.c.run_id == run.c.id, node.c.node_index == bindparam("b_node"))).outerjoin(
-                    artifact, and_(artifact.c.id == bindparam("b_id", type_=Id()), artifact.c.run_id == run.c.id)
-                )
-            )
-            .where(run.c.id == bindparam("b_run"))
-        )
         self._producer = select(artifact.c.node_index).where(artifact.c.id == bindparam("b_id"))
         self._values = in_order(
             select(artifact.c.task_id, artifact.c.shape, *task_columns).where(
@@ -98,35 +81,24 @@ class ArtifactRows:
     def for_tasks(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[tuple[int, TaskArtifact]]:
         """Artifacts of nodes as plugins see them, each with its node."""
         rows = connection.execute(self._for_tasks, {"b_run": run_id, "b_nodes": list(indices)})
-        return [(row[0], _to_task_artifact(row[1:])) for row in rows]
+        return [(row[0], to_task_artifact(row[1:])) for row in rows]
 
     def of_origin(
         self, connection: Connection, run_id: str, indices: Sequence[int], origin_id: str
     ) -> list[TaskArtifact]:
         """Artifacts of nodes that have this origin."""
         key = {"b_run": run_id, "b_nodes": list(indices), "b_origin": origin_id}
-        return [_to_task_artifact(row) for row in connection.execute(self._of_origin, key)]
+        return [to_task_artifact(row) for row in connection.execute(self._of_origin, key)]
 
     def broadcast(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[TaskArtifact]:
         """Artifacts of nodes that have no origin."""
         rows = connection.execute(self._broadcast, {"b_run": run_id, "b_nodes": list(indices)})
-        return [_to_task_artifact(row) for row in rows]
+        return [to_task_artifact(row) for row in rows]
 
     def get(self, connection: Connection, artifact_id: str) -> TaskArtifact | None:
         """One artifact."""
         row = connection.execute(self._one, {"b_id": artifact_id}).one_or_none()
-        return None if row is None else _to_task_artifact(row)
-
-    def get_context(self, connection: Connection, attempt: Attempt) -> tuple[str, int, TaskArtifact | None] | None:
-        """The definition hash of an attempt's run, how many tasks of its node are not done, and its input artifact.
-
-        None when there is no such run.
-        """
-        key = {"b_run": attempt.run_id, "b_node": attempt.node_index, "b_id": attempt.input_artifact_id}
-        row = connection.execute(self._context, key).one_or_none()
-        if row is None:
-            return None
-        return row[0], row[1], None if row[6] is None else _to_task_artifact(tuple(row[2:]))
+        return None if row is None else to_task_artifact(row)
 
     def get_producer(self, connection: Connection, artifact_id: str) -> int | None:
         """The node whose task made an artifact."""
@@ -142,21 +114,34 @@ class ArtifactRows:
     ) -> list[tuple[str, str, TaskArtifact]]:
         """Artifacts of a node: (task id, shape, artifact); the first ones, with a limit."""
         rows = connection.execute(self._values.limit(limit), {"b_run": run_id, "b_node": index})
-        return [(row[0], row[1], _to_task_artifact(row[2:])) for row in rows]
+        return [(row[0], row[1], to_task_artifact(row[2:])) for row in rows]
 
     def values_of_task(
         self, connection: Connection, run_id: str, index: int, task_id: str
     ) -> list[tuple[str, TaskArtifact]]:
         """Artifacts of one task of a node: (shape, artifact)."""
         rows = connection.execute(self._of_task, {"b_run": run_id, "b_node": index, "b_task": task_id})
-        return [(row[1], _to_task_artifact(row[2:])) for row in rows]
+        return [(row[1], to_task_artifact(row[2:])) for row in rows]
 
     def delete_at_nodes(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
         """Delete every artifact of nodes."""
         connection.execute(self._delete, {"b_run": run_id, "b_nodes": list(indices)})
 
 
-def _to_task_artifact(row: Sequence[Any]) -> TaskArtifact:
+def list_task_columns(artifact: Table) -> tuple[ColumnElement[Any], ...]:
+    """What a TaskArtifact is made of, in the order that ``to_task_artifact`` takes."""
+    return (
+        artifact.c.file_path,
+        artifact.c.file_name,
+        artifact.c.file_size,
+        artifact.c.mime_type,
+        artifact.c.metadata,
+        artifact.c.origin_artifact_id,
+    )
+
+
+def to_task_artifact(row: Sequence[Any]) -> TaskArtifact:
+    """An artifact as plugins see it."""
     path, name, size, mime, text, origin = row
     # Checked when it was stored: validating again would double the cost of a wide fan-in.
     return TaskArtifact.model_construct(

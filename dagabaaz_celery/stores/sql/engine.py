@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from sqlalchemy import (
     event,
     func,
     make_url,
+    or_,
     select,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
@@ -170,6 +171,11 @@ def _index_order_plain(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(_index_order, "mariadb")
 def _index_order_mysql(element: Any, compiler: Any, **kw: Any) -> str:
     return "NULL"  # no order
+
+
+def is_one_of(column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+    """A comparison with each value. Of IN, SQLAlchemy makes the text anew whenever it is sent."""
+    return or_(*(column == value for value in values))
 
 
 def writes_in_queries(connection: Connection) -> bool:

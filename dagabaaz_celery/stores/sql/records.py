@@ -104,6 +104,19 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class AttemptContext:
+    """An attempt, what its run was started from, and its input artifact.
+
+    ``left`` tells how many tasks of its node were not done when it was read, itself among them.
+    """
+
+    attempt: Attempt
+    definition_hash: str
+    left: int
+    artifact: TaskArtifact | None
+
+
+@dataclass(frozen=True, slots=True)
 class Owed:
     """Something to be done after a commit, at least once: a callback, a cancellation, the rest of a wide launch.
 

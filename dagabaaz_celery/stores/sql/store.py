@@ -21,7 +21,6 @@ from dagabaaz_celery.constants import (
 from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, UnknownRun
 from dagabaaz_celery.filter import assign_origin
 from dagabaaz_celery.json_door import find_problem_in_text
-from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.store import TaskInputStore
 from dagabaaz_celery.stores.sql import epilogue, reopening
@@ -34,6 +33,7 @@ from dagabaaz_celery.stores.sql.records import (
     OWED_KINDS,
     Aftermath,
     Attempt,
+    AttemptContext,
     ClaimRefused,
     Dispatch,
     NewArtifact,
@@ -304,49 +304,39 @@ class SqlStore:
         """
 
         def work(connection: Connection) -> Claimed | ClaimRefused:
-            attempt = self.rows.tasks.try_claim(connection, attempt_id, token, worker_id)
-            if attempt is None:
-                reason = self.rows.tasks.explain_refusal(connection, attempt_id)
-                if may_hand_back and self.rows.tasks.hand_back(connection, attempt_id):
+            found = self.rows.claims.try_claim(connection, attempt_id, token, worker_id)
+            if found is None:
+                reason = self.rows.claims.explain_refusal(connection, attempt_id)
+                if may_hand_back and self.rows.claims.hand_back(connection, attempt_id):
                     reason += "; it is owed again"
                 return ClaimRefused(attempt_id, reason)
-            return self._read_input(connection, attempt)
+            return self._read_input(connection, found)
 
         return self.transact_each(work)
 
     def lend_to_celery(self, attempt_id: str, *, delay: float, retries: int) -> None:
         """Celery itself sends a running attempt again after ``delay`` seconds; the sweep does, should that be lost."""
         lease = int(delay * MICROSECONDS) + self._resend_after
-        self.transact(lambda connection: self.rows.tasks.lend(connection, attempt_id, lease=lease, retries=retries))
+        self.transact(lambda connection: self.rows.claims.lend(connection, attempt_id, lease=lease, retries=retries))
 
     def read_input(self, attempt_id: str) -> Claimed | None:
         """The input of a task that is not fenced, for its message; None when the attempt is not current."""
         with self.read() as connection:
-            attempt = self.rows.tasks.find_attempt(connection, attempt_id)
-            return None if attempt is None else self._read_input(connection, attempt)
+            found = self.rows.claims.find(connection, attempt_id)
+            return None if found is None else self._read_input(connection, found)
 
     def find_work(self, attempt_id: str) -> Work | None:
         """The work whose current attempt this is, as an unfenced outcome needs it."""
         with self.read() as connection:
-            attempt = self.rows.tasks.find_attempt(connection, attempt_id)
-            return None if attempt is None else self._find_context(connection, attempt)[0]
+            found = self.rows.claims.find(connection, attempt_id)
+        return None if found is None else _to_work(found)
 
-    def _find_context(self, connection: Connection, attempt: Attempt) -> tuple[Work, TaskArtifact | None]:
-        """The work of an attempt, and its input artifact."""
-        found = self.rows.artifacts.get_context(connection, attempt)
-        if found is None:
-            raise UnknownRun(
-                f"The store has task {attempt.task_id} and not its run {attempt.run_id}: rows were deleted."
-            )
-        digest, left, artifact = found
-        return Work(attempt, digest, None if artifact is None else artifact.origin_artifact_id, left), artifact
-
-    def _read_input(self, connection: Connection, attempt: Attempt) -> Claimed:
-        work, artifact = self._find_context(connection, attempt)
+    def _read_input(self, connection: Connection, found: AttemptContext) -> Claimed:
+        work, attempt = _to_work(found), found.attempt
         cached = self.definitions.get(connection, work.definition_hash)
         transaction = self.transaction(connection, attempt.run_id)
-        if artifact is not None and attempt.input_artifact_id is not None:
-            transaction.note_artifact(attempt.input_artifact_id, artifact)
+        if found.artifact is not None and attempt.input_artifact_id is not None:
+            transaction.note_artifact(attempt.input_artifact_id, found.artifact)
         try:
             task_input = assemble_input(transaction, attempt, cached)
             if attempt.node_index < 0:
@@ -943,7 +933,7 @@ class SqlStore:
     def return_unknown(self, attempt_id: str, pause: float) -> None:
         """Owe an unclaimed attempt again after ``pause`` seconds; one that is not waiting any more is left alone."""
         self.transact(
-            lambda connection: self.rows.tasks.hand_back(connection, attempt_id, delay=int(pause * MICROSECONDS))
+            lambda connection: self.rows.claims.hand_back(connection, attempt_id, delay=int(pause * MICROSECONDS))
         )
 
     def lease_owed(self, limit: int, kinds: Sequence[OwedKind] = OWED_KINDS) -> list[Owed]:
@@ -1124,6 +1114,11 @@ def _refuse_other_ids(run_id: object) -> None:
     """What is no UUID is no run's id; a database would answer it with an error of its own."""
     if not is_id(run_id):
         raise UnknownRun(f"{run_id!r} is no run id, so that no run can have it. Look at dag.runs().")
+
+
+def _to_work(found: AttemptContext) -> Work:
+    origin = None if found.artifact is None else found.artifact.origin_artifact_id
+    return Work(found.attempt, found.definition_hash, origin, found.left)
 
 
 def assemble_input(store: TaskInputStore, attempt: Attempt, cached: CachedDefinition) -> dict[str, Any]:

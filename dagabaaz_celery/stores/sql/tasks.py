@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
-from dagabaaz_celery.stores.sql.engine import now, often_used, read_by_index
+from dagabaaz_celery.stores.sql.engine import is_one_of, now, read_by_index
 from dagabaaz_celery.stores.sql.records import DEADLINE_EXCEEDED, Attempt, Dispatch, Published, TaskError
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, Id, Tables
 
@@ -50,22 +50,7 @@ class TaskRows:
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
         task = tables.task
-        self._attempt_columns = (
-            task.c.attempt_id,
-            task.c.claim_token,
-            task.c.id,
-            task.c.run_id,
-            task.c.node_index,
-            task.c.ordinal,
-            task.c.number,
-            task.c.retries,
-            task.c.recoveries,
-            task.c.worker_id,
-            task.c.claimed_at,
-            task.c.input_artifact_id,
-            task.c.origin_artifact_id,
-        )
-        self._build_claims()
+        self._attempt_columns = list_attempt_columns(task)
         self._build_outcomes()
         self._build_publishing()
         self._insert = insert(task)
@@ -230,64 +215,6 @@ class TaskRows:
                 task.c.claimed_at + task.c.timeout + bindparam("b_grace") <= now(),
             )
             .limit(bindparam("b_limit"))
-        )
-
-    def _build_claims(self) -> None:
-        task, run = self._tables.task, self._tables.run
-        current = task.c.attempt_id == bindparam("b_attempt")
-        goes_on = or_(run.c.status == RunStatus.RUNNING, run.c.epilogue.in_(BUSY_EPILOGUES))
-        may_run = exists().where(run.c.id == task.c.run_id, may_start(run))
-        is_running = exists().where(run.c.id == task.c.run_id, goes_on)
-        claim = (
-            update(task)
-            .where(
-                current,
-                task.c.status.in_(UNCLAIMED),
-                or_(task.c.not_before.is_(None), task.c.not_before <= now()),
-                may_run,
-            )
-            .values(
-                status=TaskStatus.RUNNING.value,
-                claim_token=bindparam("b_token", type_=Id()),
-                worker_id=bindparam("b_worker", type_=Id()),
-                claimed_at=now(),
-                lease_until=None,
-            )
-        )
-        self._claim = claim
-        self._claim_returning = often_used(claim.returning(*self._attempt_columns))
-        self._find_claim = select(*self._attempt_columns).where(
-            current, task.c.claim_token == bindparam("b_token", type_=Id()), task.c.status == TaskStatus.RUNNING
-        )
-        self._hand_back = (
-            update(task)
-            .where(current, task.c.status.in_(UNCLAIMED), is_running)
-            .values(
-                status=TaskStatus.PENDING.value,
-                lease_until=None,
-                queued_at=None,
-                not_before=case(
-                    (task.c.not_before > now() + bindparam("b_delay"), task.c.not_before),
-                    else_=now() + bindparam("b_delay"),
-                ),
-            )
-        )
-        self._lend = (
-            update(task)
-            .where(current, task.c.status == TaskStatus.RUNNING)
-            .values(
-                status=TaskStatus.PENDING.value,
-                retries=bindparam("b_retries"),
-                claim_token=None,
-                worker_id=None,
-                # ``claimed_at`` stays: the attempt keeps its id, and its body did begin.
-                lease_until=now() + bindparam("b_lease"),
-            )
-        )
-        self._why_refused = (
-            select(task.c.status, run.c.status, run.c.paused, run.c.epilogue)
-            .join(run, run.c.id == task.c.run_id)
-            .where(current)
         )
 
     def _build_outcomes(self) -> None:
@@ -521,45 +448,6 @@ class TaskRows:
         """Insert owed tasks that the caller will publish within ``lease`` microseconds, or that nobody has (None)."""
         if rows:
             connection.execute(self._insert_leased, [{**row, "b_lease": lease} for row in rows])
-
-    # -- claim
-
-    def try_claim(self, connection: Connection, attempt_id: str, token: str, worker_id: str | None) -> Attempt | None:
-        """Start an attempt if it is current, due and its run runs; None when it may not start.
-
-        A repeat with the same token finds its own claim: the answer to the first may have been lost.
-        """
-        key = {"b_attempt": attempt_id, "b_token": token, "b_worker": worker_id}
-        if connection.dialect.update_returning:
-            row = connection.execute(self._claim_returning, key).one_or_none()
-        else:
-            won = connection.execute(self._claim, key).rowcount == 1
-            row = connection.execute(self._find_claim, key).one_or_none() if won else None
-        if row is None:
-            row = connection.execute(self._find_claim, key).one_or_none()
-        return None if row is None else Attempt(*tuple(row))
-
-    def hand_back(self, connection: Connection, attempt_id: str, *, delay: int = 0) -> bool:
-        """Owe an attempt again whose message was consumed before it may start, after ``delay`` microseconds."""
-        return connection.execute(self._hand_back, {"b_attempt": attempt_id, "b_delay": delay}).rowcount == 1
-
-    def lend(self, connection: Connection, attempt_id: str, *, lease: int, retries: int) -> None:
-        """Owe a running attempt again that somebody else publishes within ``lease`` microseconds."""
-        connection.execute(self._lend, {"b_attempt": attempt_id, "b_lease": lease, "b_retries": retries})
-
-    def explain_refusal(self, connection: Connection, attempt_id: str) -> str:
-        """Why a claim was refused, for the log."""
-        row = connection.execute(self._why_refused, {"b_attempt": attempt_id}).one_or_none()
-        if row is None:
-            return "the attempt was superseded, or its run was deleted"
-        task_status, run_status, paused, epilogue = row
-        if run_status != RunStatus.RUNNING and epilogue not in BUSY_EPILOGUES:
-            return f"its run is {run_status}"
-        if paused and run_status == RunStatus.RUNNING:
-            return "its run is paused"
-        if task_status in UNCLAIMED:
-            return "it is not due yet"
-        return f"the task is already {task_status}"
 
     # -- outcome
 
@@ -1003,9 +891,29 @@ def found_otherwise(column: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.coalesce(column, "")
 
 
+def list_attempt_columns(task: Table) -> tuple[ColumnElement[Any], ...]:
+    """What an Attempt is made of, in its fields' order."""
+    return (
+        task.c.attempt_id,
+        task.c.claim_token,
+        task.c.id,
+        task.c.run_id,
+        task.c.node_index,
+        task.c.ordinal,
+        task.c.number,
+        task.c.retries,
+        task.c.recoveries,
+        task.c.worker_id,
+        task.c.claimed_at,
+        task.c.input_artifact_id,
+        task.c.origin_artifact_id,
+    )
+
+
 def may_start(run: Table) -> ColumnElement[bool]:
     """Whether a run's open tasks may be published and claimed. After its end they undo it, or are finalisers'."""
-    return or_(and_(run.c.status == RunStatus.RUNNING, not_(run.c.paused)), run.c.epilogue.in_(BUSY_EPILOGUES))
+    is_open = and_(run.c.status == RunStatus.RUNNING, not_(run.c.paused))
+    return or_(is_open, is_one_of(run.c.epilogue, BUSY_EPILOGUES))
 
 
 def _select_open_run(task: Table, run: Table) -> ScalarSelect[Any]:

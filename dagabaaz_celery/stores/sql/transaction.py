@@ -23,6 +23,7 @@ from dagabaaz_celery.constants import (
 from dagabaaz_celery.errors import RunPruned, UnknownRun
 from dagabaaz_celery.models import DagArtifact, DagNode, RetryableTaskInfo, TaskArtifact, TaskContext
 from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
+from dagabaaz_celery.stores.sql.claims import ClaimRows
 from dagabaaz_celery.stores.sql.completions import CompletionRows
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
 from dagabaaz_celery.stores.sql.nodes import NodeRows
@@ -90,6 +91,7 @@ class Rows:
         self.nodes = NodeRows(tables)
         self.tasks = TaskRows(tables)
         self.artifacts = ArtifactRows(tables)
+        self.claims = ClaimRows(tables)
         self.completions = CompletionRows(tables, self.tasks, self.artifacts, self.nodes)
         self.owed = OwedRows(tables)
         self.workers = WorkerRows(tables)
