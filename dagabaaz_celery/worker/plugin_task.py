@@ -59,6 +59,8 @@ _CLAIM_PATIENCE = 30.0
 #: A message that is given back comes again at once: this keeps it from spinning.
 _REQUEUE_PAUSE = 1.0
 _UNOBSERVED = nullcontext()
+#: What a request has of the wrapper's calls: None for each that began, or why it refused to.
+_BEGINNINGS = "dagabaaz_beginnings"
 
 
 class AttemptSuperseded(Ignore):  # type: ignore[misc]  # Celery ships no types
@@ -108,6 +110,23 @@ def read_header(request: Any) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def expect_begin(task: Task) -> None:
+    """Have the wrapper note on the task's current request that it was called."""
+    # A list, as Task.__call__ hands on a copy of the request.
+    setattr(task.request, _BEGINNINGS, [])
+
+
+def explain_no_begin(task: Task) -> TaskError | None:
+    """Why nothing was begun for a request that ended well; None where the wrapper did begin, or none was expected.
+
+    A task class may keep an error of ours to itself, or return from its ``__call__`` without calling anything.
+    """
+    beginnings: list[TransactionOpen | None] = task.request.get(_BEGINNINGS, [None])
+    if not beginnings:
+        return TaskError("BodyNotCalled", f"the class of task {task.name!r} returned without calling the task's body")
+    return None if beginnings[0] is None else describe_error(beginnings[0])
+
+
 def _is_inside(task: Task) -> bool:
     """Whether this thread is in the body that the task's current request runs."""
     work = current_work()
@@ -130,7 +149,10 @@ class Execution:
         """The body's plain result, for an explicit result backend; None where results are ignored."""
         self._header = header
         self._refuse_other_store(header)
-        self._refuse_open_transaction()
+        refusal = self._find_refusal()
+        self._plugin.task.request.get(_BEGINNINGS, []).append(refusal)
+        if refusal is not None:
+            raise refusal
         claimed = self._claim()
         try:
             return self._run_claimed(claimed)
@@ -225,13 +247,14 @@ class Execution:
         time.sleep(_REQUEUE_PAUSE)
         raise Reject(refusal, requeue=True)
 
-    def _refuse_open_transaction(self) -> None:
-        """What is recorded of the attempt would come and go with it."""
-        if self._runtime.store.is_in_apps_transaction and not self._plugin.task.request.is_eager:
-            raise TransactionOpen(
-                f"Task {self._plugin.task.name!r} was begun inside a transaction on the store's database, as a task "
-                "class does whose __call__ opens one. Open it in the body: with transaction.atomic()."
-            )
+    def _find_refusal(self) -> TransactionOpen | None:
+        """In an open transaction nothing is begun: what is recorded of the attempt would come and go with that."""
+        if not self._runtime.store.is_in_apps_transaction or self._plugin.task.request.is_eager:
+            return None
+        return TransactionOpen(
+            f"Task {self._plugin.task.name!r} was begun inside a transaction on the store's database, as a task "
+            "class does whose __call__ opens one. Open it in the body: with transaction.atomic()."
+        )
 
     def _claim(self) -> Claimed:
         token = new_id()  # the same in every try, so that a claim whose answer was lost finds itself

@@ -29,7 +29,7 @@ from dagabaaz_celery.worker.outcome import (
     seconds_until,
     wait_out,
 )
-from dagabaaz_celery.worker.plugin_task import describe_body, is_wrapped, read_header
+from dagabaaz_celery.worker.plugin_task import describe_body, expect_begin, explain_no_begin, is_wrapped, read_header
 from dagabaaz_celery.worker.publish import HEADER
 from dagabaaz_celery.worker.results import ArtifactDoor
 from dagabaaz_celery.worker.runtime import Runtime
@@ -56,16 +56,20 @@ class SignalReceivers:
         signals.task_unknown.connect(self.on_unknown)
 
     def on_prerun(self, sender: Task, task_id: str, **_: Any) -> None:
-        """Show an unfenced task as running. It runs whatever the store says: nothing can stop it here."""
+        """Show an unfenced task as running: it runs whatever the store says. Of others the wrapper is to be called."""
         if self._is_unfenced(sender):
             self._do("claim", task_id, lambda: self._claim_unfenced(sender, task_id))
+        elif self._is_ours(sender.app, read_header(sender.request)):
+            expect_begin(sender)
 
     def on_success(self, sender: Task, result: Any, **_: Any) -> None:
-        """A task without a wrapper succeeded; a wrapped one recorded that itself."""
+        """A task without a wrapper succeeded; a wrapped one recorded that itself, unless it was never called."""
+        task_id = sender.request.id
         if self._is_unfenced(sender):
-            task_id = sender.request.id
             self._leave(task_id)
             self._do("success", task_id, lambda: self._complete(sender, task_id, result))
+        elif self._is_ours(sender.app, read_header(sender.request)) and (error := explain_no_begin(sender)):
+            self._do("failure", task_id, lambda: self._fail_unbegun(task_id, error))
 
     def on_failure(self, sender: Task, task_id: str, exception: BaseException, **_: Any) -> None:
         """A body raised, was stopped at its hard time limit, or its process was lost."""
@@ -186,6 +190,11 @@ class SignalReceivers:
             explained = error or self._describe(work, exception)
             if self._runtime.outcome.fail(work, explained) and isinstance(exception, TimeLimitExceeded):
                 self._runtime.outcome.report_loss(work, explained)
+
+    def _fail_unbegun(self, attempt_id: str, error: TaskError) -> None:
+        work = wait_out(lambda: self._runtime.store.find_work(attempt_id))
+        if work is not None and work.attempt.token is None:  # else this was a duplicate, and the attempt runs elsewhere
+            self._runtime.outcome.fail(work, error, began=False)
 
     def _describe(self, work: Work, exception: BaseException) -> TaskError:
         """A process that Celery killed at its hard limit had taken longer than its node's timeout, if that has one."""

@@ -157,6 +157,21 @@ def test_a_before_start_that_raises_fails_the_run(dag: Dagabaaz):
     assert (run.error.type, run.error.message) == ("PermissionError", "not today")
 
 
+def test_a_class_that_does_not_call_the_body_fails_the_run(dag: Dagabaaz):
+    class Closed(Task):
+        def __call__(self, *args: object, **kwargs: object) -> str:
+            return "not today"
+
+    @dag.plugin(base=Closed)
+    def closed() -> None: ...
+
+    with embedded_worker(dag.app):
+        run = fail(dag, node("closed"))
+    assert run.error is not None
+    assert run.error.type == "BodyNotCalled"
+    assert "returned without calling the task's body" in run.error.message
+
+
 def test_the_hooks_of_a_task_run_after_its_outcome(dag: Dagabaaz):
     called: list[str] = []
 
