@@ -238,6 +238,7 @@ class Dagabaaz:
         Without a version it gets the next one, or keeps the latest when nothing changed. Raises PipelineError, and
         KeyConflict for a version that is stored with another definition.
         """
+        self._runtime.check_transaction()
         version = self._runtime.store.save_pipeline(pipeline.resolve(_Catalog(self)), pipeline.version)
         return pipeline.model_copy(update={"version": version})
 

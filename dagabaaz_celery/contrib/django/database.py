@@ -60,12 +60,11 @@ class DjangoDatabase:
 
     def check(self) -> None:
         """Raise TransactionOpen in a transaction that nothing tells the end of."""
-        wrapper = connections[self.alias]
-        if _has_transaction(wrapper) and not wrapper.in_atomic_block:
+        if _is_manual(connections[self.alias]):
             raise TransactionOpen(
-                f"Autocommit of the database {self.alias!r} is off, and no transaction.atomic() is open: nothing tells "
-                "when the transaction of this thread is committed. Use transaction.atomic(), or commit and switch "
-                "autocommit on first."
+                f"Autocommit of the database {self.alias!r} is off: nothing tells when the transaction of this thread "
+                "is committed, and the end of transaction.atomic() does not commit it. Commit, switch autocommit on, "
+                "and use transaction.atomic() for what is to be committed together."
             )
 
     def awaits_commit(self) -> bool:
@@ -148,10 +147,11 @@ class DjangoDatabase:
         return wrapper.connection
 
 
-def _has_transaction(wrapper: Any) -> bool:
-    """Whether the connection is in a transaction, or will be with its first query."""
-    is_manual = not (wrapper.settings_dict["AUTOCOMMIT"] if wrapper.connection is None else wrapper.autocommit)
-    return bool(wrapper.in_atomic_block) or is_manual
+def _is_manual(wrapper: Any) -> bool:
+    """Whether the app itself commits what the connection does, now or from its first query on."""
+    if wrapper.in_atomic_block:
+        return not wrapper.commit_on_exit
+    return not (wrapper.settings_dict["AUTOCOMMIT"] if wrapper.connection is None else wrapper.autocommit)
 
 
 def _leave_to_django(*_: Any) -> None:
