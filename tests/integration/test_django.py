@@ -68,7 +68,7 @@ def run_in_project(*arguments: str, databases: dict[str, str], **settings: Any) 
 
 
 def test_runs_belong_to_the_projects_transactions(database: str):
-    files = [f"tests/django_project/{name}.py" for name in ("scenarios", "history")]
+    files = [f"tests/django_project/{name}.py" for name in ("scenarios", "in_transactions", "history")]
     done = run_in_project("-m", "pytest", "-p", "no:xdist", *files, databases={"default": database})
 
     assert done.returncode == 0, done.stdout
