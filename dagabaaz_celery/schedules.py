@@ -163,13 +163,13 @@ class Schedules:
 
     def _find_missed(self, asked: Scheduled, slots: Sequence[datetime]) -> Sequence[datetime]:
         """Those behind the last slot that has a run; of a schedule that has none yet, the last."""
-        # Of a run that retention has deleted not even the key may be known: what is as old as that counts as done.
-        oldest = self._find_oldest_key()
-        slots = [slot for slot in slots[:-1] if slot.timestamp() > oldest] + list(slots[-1:])
         keys = [_key(asked.name, slot) for slot in slots]
         known = self._runtime.store.find_keys(asked.pipeline, keys)
         last = max((place for place, key in enumerate(keys) if key in known), default=len(keys) - 2)
-        return slots[last + 1 :]
+        missed = slots[last + 1 :]
+        # Of a run that retention has deleted not even the key may be known: what is as old as that counts as done.
+        oldest = self._find_oldest_key()
+        return [*(slot for slot in missed[:-1] if slot.timestamp() > oldest), *missed[-1:]]
 
     def _find_oldest_key(self) -> float:
         """The time behind which the key of every run is known, whatever retention has deleted; since 1970."""

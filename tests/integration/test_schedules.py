@@ -30,6 +30,8 @@ HOURLY = crontab(minute=0)
 
 
 def tick(word: str = "tea") -> str:
+    if word == "sour milk":
+        raise ValueError(word)
     return word
 
 
@@ -171,6 +173,31 @@ def test_no_more_than_a_bound_is_caught_up(dag: Dagabaaz, clock: Clock):
     assert len(clock.deliver("2026-05-01T11:38:00Z", "2026-05-01T11:38:00Z")) == 98
     assert clock.deliver("2026-05-09T10:00:00Z", "2026-05-09T10:00:00Z") == ["2026-05-09T10:00:00Z"]
     assert MAX_CATCH_UP == 100
+
+
+@pytest.mark.parametrize(
+    ("keys", "caught_up"),
+    [(0, ["11:00", "12:00"]), (7200, ["10:00", "11:00", "12:00"])],
+    ids=["keys go with their runs", "keys are kept for longer"],
+)
+def test_slots_whose_runs_and_keys_retention_may_have_deleted_do_not_run_again(
+    new_dag: Callable[..., Dagabaaz], monkeypatch: pytest.MonkeyPatch, keys: float, caught_up: list[str]
+):
+    """The run of 05:00 failed and is kept for ever; those behind it completed, and are kept for an hour and a half."""
+    dag = new_dag(task_always_eager=True, dagabaaz_retention={"completed": 5400, "keys": keys})
+    add_pipeline(dag)
+    dag.schedule("report", HOURLY, catch_up=True)
+    clock = Clock(dag, monkeypatch)
+    entry_of(dag)["kwargs"]["input"] = {"word": "sour milk"}
+    clock.deliver("2026-05-01T05:00:00Z", "2026-05-01T05:00:00Z")
+    entry_of(dag)["kwargs"]["input"] = {"word": "tea"}
+    for hour in (6, 7, 8, 9):
+        clock.deliver(f"2026-05-01T0{hour}:00:00Z", f"2026-05-01T0{hour}:00:00Z")
+    assert dag.prune(older_than=0, status="completed").runs == {"completed": 4}
+
+    started = clock.deliver("2026-05-01T12:00:00Z", "2026-05-01T12:10:00Z")
+
+    assert started == [f"2026-05-01T{time}:00Z" for time in caught_up]
 
 
 def test_a_slot_whose_run_had_other_input_is_left_at_that(dag: Dagabaaz, clock: Clock):
