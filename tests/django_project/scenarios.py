@@ -13,6 +13,7 @@ from django.test import Client
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.contrib.django import dag, models, signals
+from dagabaaz_celery.doctor import diagnose
 from dagabaaz_celery.errors import (
     KeyConflict,
     RunStateError,
@@ -21,6 +22,8 @@ from dagabaaz_celery.errors import (
     UnknownRun,
     WaitRefused,
 )
+from dagabaaz_celery.stores.sql.owed import WorkerRow
+from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.testing import assert_sound, embedded_worker
 from tests.django_project.orders.models import Order
 
@@ -331,3 +334,16 @@ def test_signals_tell_how_runs_end_and_again_where_a_receiver_raises():
 
     assert set(told) == {("cancelled", "order"), ("failed", "refusal"), ("completed", "order")}
     assert len(told) == 4
+
+
+# -- the doctor
+
+
+def test_the_doctor_counts_djangos_connections_of_a_worker_beside_the_stores():
+    if connection.vendor == "sqlite":
+        pytest.skip("a SQLite file has no limit of connections")
+    dag._runtime.store.announce_worker(WorkerRow(new_id(), "one@host", 1, "0.1.0", 0, [], [], []))
+
+    (finding,) = [each for each in diagnose(dag) if each.check == "connections"]
+
+    assert finding.found.partition("; ")[2].startswith("the live workers may want 10 ("), finding

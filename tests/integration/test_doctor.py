@@ -7,7 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,12 +20,13 @@ from sqlalchemy import create_engine, make_url, text, update
 
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.cli.doctor import doctor
-from dagabaaz_celery.doctor import CHECKS, Finding, diagnose, facts
+from dagabaaz_celery.doctor import CHECKS, Finding, diagnose, facts, worker_checks
 from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.pipeline import Pipeline
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.testing import embedded_worker
+from dagabaaz_celery.worker.observers import Observer
 from tests import services
 from tests.faults.app_under_test import __file__ as faults_module
 from tests.integration.celery_support import PATIENCE, make_app, node, start, wait_until
@@ -373,6 +374,25 @@ def test_runs_that_wait_in_a_queue_that_nobody_consumes(new_dag: Callable[..., D
     run.cancel()
 
 
+class Carrying(Observer):
+    """Has something else travel with each run, as telemetry does."""
+
+    def carry(self, run_id: str, pipeline: str, before: Mapping[str, str]) -> Mapping[str, str]:
+        return {"traceparent": run_id}
+
+
+def test_what_travels_with_many_runs_hides_no_other_run(dag: Dagabaaz):
+    """Of more runs than are looked at, one more has a pipeline of its own."""
+    dag.plugin(_encode, name="encode")
+    dag._runtime.observers.add(Carrying())
+    for _ in range(201):
+        start(dag, node("encode"))
+    start(dag, node("encode", options={"queue": f"gone-{new_id()}"}))
+    with embedded_worker(dag.app):
+        found = [each.found for each in diagnose(dag) if each.check == "queues"]
+    assert ["by node 'encode' of open runs of 'work'; 1 tasks" in each for each in found] == [True]
+
+
 def test_a_worker_consumes_what_it_was_given_and_not_what_it_publishes_to(dag: Dagabaaz):
     dag.plugin(_encode, name="encode")
     with embedded_worker(dag.app):
@@ -517,6 +537,14 @@ def test_a_worker_of_another_release(odd: list[Finding]):
     finding = find(odd, "versions", "warning")
     assert "dagabaaz-celery is 0.0.9 on odd@elsewhere" in finding.found
     assert "pip install 'dagabaaz-celery==" in finding.fix
+
+
+def test_the_newer_of_two_releases_is_the_one_with_the_higher_number(dag: Dagabaaz, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(worker_checks, "__version__", "0.9.0")
+    dag._runtime.store.announce_worker(WorkerRow(new_id(), "new@host", 1, "0.10.0", 0, [], [], []))
+    finding = find(diagnose(dag), "versions", "warning")
+    assert "dagabaaz-celery is 0.10.0 on new@host, and 0.9.0 here" in finding.found
+    assert finding.fix.startswith("pip install 'dagabaaz-celery==0.10.0'")
 
 
 def test_workers_that_take_each_other_for_dead(odd: list[Finding]):
