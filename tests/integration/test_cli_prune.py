@@ -43,6 +43,15 @@ def test_what_says_of_no_run_that_it_goes_is_refused(quiet_shell: Shell):  # noq
     assert "running" in quiet_shell.refuse("prune", "--status", "running", code=2)
 
 
+def test_an_age_without_a_unit_is_refused_with_what_to_type(two_runs: Shell):
+    """Who means 30 days must not delete what is older than 30 seconds."""
+    said = two_runs.refuse("prune", "--older-than", "30", "--yes", code=2)
+    assert "'30' has no unit: write 30d for days, 30h for hours, or 30s." in said
+    assert "has no unit" in two_runs.refuse("prune", "--older-than", "1h30", "--yes", code=2)
+    assert two_runs.type("prune", "--older-than", "30d", "--yes") == "0 runs deleted.\n"
+    assert "2 runs" in two_runs.type("prune", "--older-than", "0s", "--dry-run")
+
+
 def test_the_setting_says_what_goes(quiet_shell: Shell, tmp_path: Path):  # noqa: F811
     quiet_shell.dag.app.conf.dagabaaz_retention = {"completed": 60}
     assert quiet_shell.type("prune", "--dry-run") == "0 runs would be deleted.\n"
