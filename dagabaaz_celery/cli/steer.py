@@ -1,5 +1,7 @@
 """``retry``, ``cancel``, ``rollback``, ``pause`` and ``resume``."""
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -10,8 +12,8 @@ from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.cancellation import CANCELLED_BY_APP
 from dagabaaz_celery.cli.context import find_dag
 from dagabaaz_celery.cli.following import follow
-from dagabaaz_celery.cli.output import ExitCode, open_console, print_line
-from dagabaaz_celery.cli.references import find_run
+from dagabaaz_celery.cli.output import ExitCode, clean, open_console, print_line
+from dagabaaz_celery.cli.references import LAST, find_run
 from dagabaaz_celery.cli.types import NAMED_VALUE, NODE, PIPELINE, RUN
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.run import Run
@@ -25,15 +27,18 @@ _MAX_COUNTED = 1000
 @click.argument("run", type=RUN)
 @click.option("--from", "from_node", type=NODE, help="Run this node and all behind it again, also what completed.")
 @click.option("--watch", "is_watched", is_flag=True, help="Show it to its end, which gives the exit code.")
+@click.option("--yes", is_flag=True, help="Do not ask, at a terminal, whether @last is the run that is meant.")
 @click.pass_context
-def retry(ctx: click.Context, run: str, from_node: str | None, is_watched: bool) -> None:
+def retry(ctx: click.Context, run: str, from_node: str | None, is_watched: bool, yes: bool) -> None:
     """Run again what failed or was cancelled in a run, and everything behind it.
+
+    Of @last it says at a terminal which run that is, and asks.
 
     \b
     Example:
       celery -A proj dagabaaz retry @last --from thumbnail --watch
     """
-    found = find_run(find_dag(ctx), run)
+    (found,) = _find_named(find_dag(ctx), [run], "Retry", yes=yes)
     found.retry(from_node=from_node)
     _tell_or_follow(ctx, found, f"Run {found.id} runs again.", is_watched=is_watched)
 
@@ -41,9 +46,12 @@ def retry(ctx: click.Context, run: str, from_node: str | None, is_watched: bool)
 @click.command(cls=CeleryCommand)
 @click.argument("run", type=RUN)
 @click.option("--watch", "is_watched", is_flag=True, help="Show it until it is done.")
+@click.option("--yes", is_flag=True, help="Do not ask, at a terminal, whether @last is the run that is meant.")
 @click.pass_context
-def rollback(ctx: click.Context, run: str, is_watched: bool) -> None:
+def rollback(ctx: click.Context, run: str, is_watched: bool, yes: bool) -> None:
     """Undo what a run did, by the rollbacks of its nodes; or try again what could not be undone.
+
+    Of @last it says at a terminal which run that is, and asks.
 
     With --watch the exit code is 0 when all is undone, and 3 when a part could not be.
 
@@ -51,9 +59,19 @@ def rollback(ctx: click.Context, run: str, is_watched: bool) -> None:
     Example:
       celery -A proj dagabaaz rollback 01a22bc9 --watch
     """
-    found = find_run(find_dag(ctx), run)
+    (found,) = _find_named(find_dag(ctx), [run], "Undo", yes=yes)
     found.rollback()
     _tell_or_follow(ctx, found, f"Run {found.id} is being undone.", is_watched=is_watched, is_undone=True)
+
+
+def _find_named(dag: Dagabaaz, references: Sequence[str], what: str, *, yes: bool) -> list[Run]:
+    """The runs with these names. Somebody at a terminal is asked about ``@last``: another may have started since."""
+    found = [find_run(dag, each) for each in references]
+    if not yes and sys.stdin.isatty():
+        for run in [run for run, name in zip(found, references, strict=True) if name == LAST]:
+            seen = run.snapshot()
+            click.confirm(f"{what} run {run.id} of {clean(seen.pipeline)}, which is {seen.status}?", abort=True)
+    return found
 
 
 def _tell_or_follow(ctx: click.Context, run: Run, done: str, *, is_watched: bool, is_undone: bool = False) -> None:
@@ -119,7 +137,8 @@ def cancel(
 ) -> None:
     """Cancel runs: those that are named, or every open one of a pipeline, with a tag or in a status.
 
-    Before it cancels every run of a kind it says how many there are, and asks. What has ended stays as it is.
+    Before it cancels every run of a kind it says how many there are, and asks. Of @last it says at a terminal which run
+    that is, and asks. What has ended stays as it is.
 
     \b
     Examples:
@@ -131,7 +150,7 @@ def cancel(
     if runs and which.is_given:
         raise click.UsageError("Name runs, or say which by --pipeline, --tag or --status; not both.")
     console = open_console(ctx)
-    for run in [find_run(dag, each) for each in runs]:
+    for run in _find_named(dag, runs, "Cancel", yes=yes):
         run.cancel(reason, terminate=terminate)
         print_line(console, f"Run {run.id}: {run.status}")
     if runs:

@@ -16,7 +16,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from dagabaaz_celery.app import Dagabaaz
-from dagabaaz_celery.cli import COMMANDS, dagabaaz
+from dagabaaz_celery.cli import COMMANDS, dagabaaz, steer
 from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.pipeline import Pipeline
 from dagabaaz_celery.run import NodeSnapshot, RunSnapshot
@@ -395,6 +395,28 @@ def test_runs_are_cancelled_by_name(quiet_shell: Shell):
     assert said == f"Run {first.id}: cancelled\nRun {second.id}: cancelled\n"
     assert first.error is not None
     assert first.error.message == "wrong file"
+
+
+def test_without_a_terminal_nobody_is_asked_about_the_last_run(shell: Shell):
+    run = start(shell.dag, "bad")
+    assert shell.type("retry", "@last") == f"Run {run.id} runs again.\n"
+    run.wait(30, rollback=True)
+    run = start(shell.dag, "good")
+    assert shell.type("rollback", "@last", "--yes") == f"Run {run.id} is being undone.\n"
+
+
+@pytest.mark.parametrize("verb", ["retry", "cancel", "rollback"])
+def test_at_a_terminal_the_last_run_is_named_and_nothing_is_done_without_a_yes(
+    quiet_shell: Shell, verb: str, monkeypatch: pytest.MonkeyPatch
+):
+    run = quiet_shell.dag.start("good")
+    terminal = types.SimpleNamespace(isatty=lambda: True)
+    monkeypatch.setattr(steer, "sys", types.SimpleNamespace(stdin=terminal))
+    asked = quiet_shell.run(verb, "@last", given="n\n")
+    assert (asked.exit_code, run.status) == (1, "running")
+    assert f" run {run.id} of good, which is running? [y/N]: n\n" in asked.stdout
+    assert "[y/N]" not in quiet_shell.run(verb, "@last", "--yes").output
+    assert "[y/N]" not in quiet_shell.run(verb, run.id).output
 
 
 def test_runs_of_a_kind_are_counted_and_cancelled_when_that_is_confirmed(quiet_shell: Shell):

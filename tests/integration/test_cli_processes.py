@@ -67,19 +67,8 @@ def test_an_interrupt_leaves_a_watched_run_going(folder: Path):
     """Given a terminal in which a run is shown by bars, when Ctrl-C is pressed, then the run goes on."""
     dag = make_dag(folder / ".dagabaaz")
     run = dag.start("slow")
-    ours, theirs = pty.openpty()
-    watcher = subprocess.Popen(
-        [*CELERY, "dagabaaz", "watch", run.id],
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdin=theirs,
-        stdout=theirs,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    try:
-        shown = read_until(ours, b"running")
+    with at_terminal(folder, "watch", run.id, stderr=subprocess.PIPE) as (watcher, terminal):
+        shown = read_until(terminal, b"running")
         watcher.send_signal(signal.SIGINT)
         said = watcher.communicate(timeout=60)[1].decode()
         assert run.status == "running"
@@ -88,15 +77,51 @@ def test_an_interrupt_leaves_a_watched_run_going(folder: Path):
         assert "Traceback" not in said
         assert "held" in shown
         assert "━" in shown
-        assert "0/1 tasks" in shown + read_rest(ours)
+        assert "0/1 tasks" in shown + read_rest(terminal)
+    run.cancel()
+    dag.close()
+    dag.app.close()
+
+
+def test_somebody_at_a_terminal_is_asked_whether_the_last_run_is_meant(folder: Path):
+    """Given two runs, when the last is cancelled without its name, then it is named and nothing done before a yes."""
+    dag = make_dag(folder / ".dagabaaz")
+    first, last = dag.start("slow"), dag.start("slow")
+    for answer, status in ((b"n\n", "running"), (b"y\n", "cancelled")):
+        with at_terminal(folder, "cancel", first.id, "@last") as (asking, terminal):
+            shown = read_until(terminal, b"[y/N]")
+            assert f"Cancel run {last.id} of slow, which is running?" in shown
+            assert (first.status, last.status) == ("running", "running")
+            os.write(terminal, answer)
+            asking.wait(60)
+        assert (first.status, last.status) == (status, status)
+    dag.close()
+    dag.app.close()
+
+
+@contextlib.contextmanager
+def at_terminal(
+    folder: Path, *words: str, stderr: int | None = None
+) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """A command that is typed at a terminal, and our side of that."""
+    ours, theirs = pty.openpty()
+    typed = subprocess.Popen(
+        [*CELERY, "dagabaaz", *words],
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs if stderr is None else stderr,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    try:
+        yield typed, ours
     finally:
-        if watcher.poll() is None:
-            watcher.kill()
-            watcher.wait()
+        if typed.poll() is None:
+            typed.kill()
+        typed.communicate()
         os.close(ours)
-        run.cancel()
-        dag.close()
-        dag.app.close()
 
 
 def read_until(terminal: int, wanted: bytes) -> str:
