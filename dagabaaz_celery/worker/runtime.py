@@ -264,11 +264,11 @@ class Runtime:
             self.do_owed(each, terminate=terminate)
 
     def _finish_launch(self, owed: Owed) -> None:
-        unfinished = True
-        while unfinished:
-            aftermath = self.store.continue_launch(owed)
+        aftermath = self.store.continue_launch(owed)
+        self.publisher.publish(aftermath.publish)
+        while aftermath.owed:
+            aftermath = self.store.continue_launch(owed, aftermath.items)
             self.publisher.publish(aftermath.publish)
-            unfinished = bool(aftermath.owed)
 
     def _revoke(self, attempt_ids: list[str], terminate: bool) -> None:
         """Tell workers to drop what still waits in their memory; the claim's guard would refuse it anyway.

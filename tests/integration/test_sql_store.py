@@ -227,6 +227,23 @@ def test_a_wide_launch_is_made_in_batches_that_anyone_can_resume(store: SqlStore
     assert store.get_run(run_id).status == RunStatus.COMPLETED
 
 
+def test_a_launch_that_goes_on_in_one_process_reads_its_artifacts_once(store: SqlStore):
+    roots = start(store, node("source"), node("work", "source"))
+    begun = store.complete(claim(store, attempts_of(roots)[0]), records(45), "many")
+    made = len(attempts_of(begun))
+
+    with counting_statements(store) as sent:
+        more = store.continue_launch(begun.owed[0])
+        made += len(attempts_of(more))
+        while more.owed:
+            more = store.continue_launch(begun.owed[0], more.items)
+            made += len(attempts_of(more))
+
+    assert made == 45
+    assert len([statement for statement in sent if f"FROM {store.tables.artifact.name}" in statement]) == 1
+    assert find_violations(store, [roots.run.id]) == []
+
+
 def test_a_run_that_failed_while_launching_goes_on_where_it_stopped(store: SqlStore):
     roots = start(store, node("source"), node("work", "source"))
     begun = store.complete(claim(store, attempts_of(roots)[0]), records(25), "many")

@@ -1,5 +1,6 @@
 """What the store hands out: rows as frozen values, and what a committed transaction still owes the world."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -189,6 +190,8 @@ class Aftermath:
     run_id: str = ""
     started: bool = False
     closed: list[int] = field(default_factory=list)
+    #: Of a launch of which something is left: (input artifact, origin) of all its tasks.
+    items: Sequence[tuple[str | None, str | None]] | None = None
 
     @property
     def has_end(self) -> bool:

@@ -639,8 +639,11 @@ class SqlStore:
         with self.read() as connection:
             return self.rows.tasks.find_outlasting(connection, owed.run_id, owed.generation)
 
-    def continue_launch(self, owed: Owed) -> Aftermath:
-        """Make the next batch of a wide launch; deletes what was owed when it was the last, or the run has ended."""
+    def continue_launch(self, owed: Owed, items: Sequence[tuple[str | None, str | None]] | None = None) -> Aftermath:
+        """Make the next batch of a wide launch; deletes what was owed when it was the last, or the run has ended.
+
+        ``items`` are those of the batch before, as its aftermath has them: while a launch goes on they stay the same.
+        """
 
         def work(connection: Connection) -> Aftermath:
             transaction = self.transaction(connection, owed.run_id)
@@ -650,14 +653,15 @@ class SqlStore:
             if run.status != RunStatus.RUNNING or run.generation != owed.generation or node.status != "launching":
                 self.rows.owed.delete(connection, owed.id)
                 return Aftermath()
-            items = self._plan_again(transaction, node)
-            if len(items) != node.tasks_total:
-                self._report_changed_launch(transaction, node, len(items))
+            planned = self._plan_again(transaction, node) if items is None else items
+            if len(planned) != node.tasks_total:
+                self._report_changed_launch(transaction, node, len(planned))
                 self.rows.owed.postpone(connection, owed.id, self._lease)
                 return Aftermath()
-            if transaction.continue_launch(owed.node_index, items):
+            if transaction.continue_launch(owed.node_index, planned):
                 self.rows.owed.postpone(connection, owed.id, self._lease)
                 transaction.aftermath.owed.append(owed)
+                transaction.aftermath.items = planned
             else:
                 self.rows.owed.delete(connection, owed.id)
             return transaction.aftermath
