@@ -187,8 +187,8 @@ _FIGURE_HEAD = ("#", "figure", "times", "least", "median", "most", "seen on")
 
 
 def write_report(path: Path, *tables: tuple[Sequence[str], dict[str, str]]) -> None:
-    """Put the rows between the two marks, in place of older ones that begin alike."""
-    text = path.read_text()
+    """Put the rows between the two marks, in place of older ones that begin alike; a new file gets the marks."""
+    text = path.read_text() if path.exists() else f"{_BEGIN}\n{_END}\n"
     head, old, tail = *text[: text.index(_END)].split(_BEGIN), text[text.index(_END) :]
     sections = old.strip().split("\n\n") if old.strip() else []
     lines = [head + _BEGIN]
