@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, NullPool, create_engine, event, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
 from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, StoreSchemaError, UnknownRun
 from dagabaaz_celery.models import TaskArtifact
-from dagabaaz_celery.stores.sql.engine import is_outage, now
+from dagabaaz_celery.stores.sql.engine import CommitUnanswered, is_outage, now
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import Aftermath, ClaimRefused, NewArtifact, Owed, TaskError
@@ -581,22 +581,68 @@ def test_the_database_itself_refuses_what_no_state_allows(store: SqlStore, value
     assert not is_outage(caught.value)  # whoever waited for it to pass would wait for ever
 
 
+def find_session(connection: Connection) -> int:
+    """What the server calls a connection."""
+    question = {"postgresql": "SELECT pg_backend_pid()"}.get(connection.dialect.name, "SELECT CONNECTION_ID()")
+    session: int = connection.execute(text(question)).scalar_one()
+    return session
+
+
+def end_session(store: SqlStore, session: int) -> None:
+    """Have the server end a connection of a store, by one that is not the store's."""
+    killer = create_engine(store.url, poolclass=NullPool)
+    order = {"postgresql": "SELECT pg_terminate_backend(:id)"}.get(killer.dialect.name, "KILL :id")
+    with killer.begin() as connection:
+        connection.execute(text(order), {"id": session})
+
+
 def test_a_connection_that_the_server_ends_is_an_outage(store: SqlStore):
     if store.url.startswith("sqlite"):
         pytest.skip("SQLite has no server")
-    own_id, end = {
-        "postgresql": ("SELECT pg_backend_pid()", "SELECT pg_terminate_backend(:id)"),
-        "mysql": ("SELECT CONNECTION_ID()", "KILL :id"),
-    }[store.database.engine.dialect.name.replace("mariadb", "mysql")]
 
     with store.database.engine.connect() as connection:
-        victim = connection.execute(text(own_id)).scalar_one()
-        with store.database.write() as killer:
-            killer.execute(text(end), {"id": victim})
+        end_session(store, find_session(connection))
         with pytest.raises(DBAPIError) as caught:
             connection.execute(text("SELECT 1"))
 
     assert is_outage(caught.value)
+
+
+@pytest.mark.parametrize("idle_seconds", [0.0, 3600.0], ids=["asked first", "just used"])
+def test_a_pooled_connection_that_the_server_ended_is_nobodys_trouble(
+    request: pytest.FixtureRequest, store: SqlStore, monkeypatch: pytest.MonkeyPatch, idle_seconds: float
+):
+    """It is asked before its use after a pause; and right after its last, what it was to do is done by another."""
+    if request.node.callspec.params["opened"] in ("sqlite", "pgbouncer"):
+        pytest.skip("SQLite has no server, and behind PgBouncer a session is anybody's")
+    monkeypatch.setattr("dagabaaz_celery.stores.sql.engine._IDLE_SECONDS", idle_seconds)
+    store.close()
+    with store.database.write() as pooled:
+        session = find_session(pooled)
+    end_session(store, session)
+
+    started = start(store, node("a"))
+
+    assert [run.id for run in store.search_runs(limit=9)] == [started.run.id]
+    with store.database.write() as connection:
+        assert find_session(connection) != session
+
+
+def test_nothing_is_begun_again_once_its_commit_was_asked_for(store: SqlStore):
+    """Whether a commit without an answer was made is asked by who knows how, and not by doing it twice."""
+    if store.url.startswith("sqlite"):
+        pytest.skip("SQLite has no server")
+    tries = []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        session = find_session(connection)
+        event.listen(connection, "commit", lambda own: end_session(store, session))
+
+    with pytest.raises(CommitUnanswered):
+        store.transact(work)
+
+    assert len(tries) == 1
 
 
 def test_the_databases_clock_is_the_worlds(store: SqlStore):
