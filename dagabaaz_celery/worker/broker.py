@@ -19,6 +19,7 @@ from amqp.exceptions import MessageNacked
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 from kombu.messaging import Producer
+from kombu.transport import virtual
 
 from dagabaaz_celery.stores.sql.engine import call_while_alive
 from dagabaaz_celery.worker.forks import fork_gate
@@ -137,6 +138,9 @@ class Link:
         with self.library_errors():
             channel = self.connection.channel()  # RabbitMQ closes the channel that asked for a queue that is gone
             try:
+                if isinstance(channel, virtual.Channel):
+                    # kombu asks Redis for a queue without the global_keyprefix, and would find none.
+                    return int(channel._size(queue))  # type: ignore[no-untyped-call]
                 return int(channel.queue_declare(queue=queue, passive=True).message_count)
             except amqp.ChannelError as error:
                 if "no queue" not in str(error):  # RabbitMQ says 404 of one that is on a node that is down, too

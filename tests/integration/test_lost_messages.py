@@ -17,6 +17,7 @@ from dagabaaz_celery.stores.sql.records import Dispatch
 from dagabaaz_celery.worker import resend
 from dagabaaz_celery.worker.broker import Broker
 from dagabaaz_celery.worker.resend import LostMessages
+from tests import services
 from tests.integration.celery_support import node, start, statuses, wait_until
 
 #: Seconds until a message may be taken for lost.
@@ -186,6 +187,20 @@ def test_everything_is_sent_again_when_the_queue_is_gone(watcher: Watcher, monke
 
     with watcher.dag._runtime.broker.link() as link:
         assert link.count_messages(watcher.queue) == 7
+
+
+def test_messages_of_a_redis_that_is_shared_under_a_prefix_are_counted(new_dag: Callable[..., Dagabaaz]):
+    """Where none were found, every backlog would look as if it were lost."""
+    with services.open_redis_broker() as broker:
+        dag = new_dag(**broker.settings)
+        queue = dag.app.conf.task_default_queue
+        with dag._runtime.broker.link() as link:
+            before = link.count_messages(queue)
+            for _ in range(3):
+                dag.app.send_task("anything")
+            after = link.count_messages(queue)
+
+    assert (before, after) == (0, 3)
 
 
 def test_what_was_sent_again_waits_behind_the_backlog_without_being_sent_once_more(watcher: Watcher):
