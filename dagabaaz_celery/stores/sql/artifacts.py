@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, delete, func, insert, select
 
 from dagabaaz_celery.models import DagArtifact, TaskArtifact
-from dagabaaz_celery.stores.sql.engine import prefer_index
+from dagabaaz_celery.stores.sql.engine import one_or_many, prefer_index
 from dagabaaz_celery.stores.sql.tables import Tables
 
 
@@ -61,7 +61,7 @@ class ArtifactRows:
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """Insert artifact rows."""
         if rows:
-            connection.execute(self._insert, rows)
+            connection.execute(self._insert, one_or_many(rows))
 
     def for_routing(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[DagArtifact]:
         """Artifacts of nodes as the engine sees them."""

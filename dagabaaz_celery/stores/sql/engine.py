@@ -173,6 +173,11 @@ def _index_order_mysql(element: Any, compiler: Any, **kw: Any) -> str:
     return "NULL"  # no order
 
 
+def one_or_many(rows: Sequence[dict[str, Any]]) -> Any:
+    """The parameters of a statement that is sent for each row; for one, drivers know a shorter way."""
+    return rows[0] if len(rows) == 1 else list(rows)
+
+
 def is_one_of(column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
     """A comparison with each value. Of IN, SQLAlchemy makes the text anew whenever it is sent."""
     return or_(*(column == value for value in values))

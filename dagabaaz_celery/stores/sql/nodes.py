@@ -3,9 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from dagabaaz_celery.stores.sql.engine import now
+from dagabaaz_celery.stores.sql.engine import is_one_of, now, often_used, one_or_many
 from dagabaaz_celery.stores.sql.records import NodeRow
 from dagabaaz_celery.stores.sql.tables import CLOSED_NODE_STATUSES, Tables
 
@@ -50,23 +50,31 @@ class NodeRows:
         self._claim = (
             update(node).where(*by_node, node.c.status == "blocked").values(status="launching", opened_at=now())
         )
-        self._launched = (
+        is_unlaunched = is_one_of(node.c.status, ("blocked", "launching"))
+        opened_at = func.coalesce(node.c.opened_at, now())
+        self._launched = often_used(
             update(node)
-            .where(*by_node, node.c.status == "launching")
-            .values(status=bindparam("b_status"), tasks_total=bindparam("b_total"), launch_cursor=bindparam("b_cursor"))
+            .where(*by_node, is_unlaunched)
+            .values(
+                status=bindparam("b_status"),
+                tasks_total=bindparam("b_total"),
+                launch_cursor=bindparam("b_cursor"),
+                opened_at=opened_at,
+            )
         )
         self._ended_at_launch = (
             update(node)
-            .where(*by_node, node.c.status == "launching")
+            .where(*by_node, is_unlaunched)
             .values(
                 status=bindparam("b_status"),
                 tasks_total=1,
                 tasks_done=bindparam("b_done"),
                 launch_cursor=1,
+                opened_at=opened_at,
                 closed_at=now(),
             )
         )
-        self._close = (
+        self._close = often_used(
             update(node)
             .where(*by_node, node.c.status == "launched", node.c.tasks_done == node.c.tasks_total)
             .values(status=bindparam("b_status"), closed_at=now())
@@ -143,7 +151,10 @@ class NodeRows:
         return connection.execute(self._claim, {"b_run": run_id, "b_node": index}).rowcount == 1
 
     def set_launched(self, connection: Connection, run_id: str, launches: Iterable[tuple[int, int, int]]) -> None:
-        """Record (index, tasks in all, tasks made so far) of launching nodes; those with all made are launched."""
+        """Record (index, tasks in all, tasks made so far) of nodes to be launched; those with all made are launched.
+
+        Who launches holds the run's lock: nobody else does.
+        """
         rows = [
             {
                 "b_run": run_id,
@@ -155,7 +166,7 @@ class NodeRows:
             for index, total, cursor in launches
         ]
         if rows:
-            connection.execute(self._launched, rows)
+            connection.execute(self._launched, one_or_many(rows))
 
     def end_at_launch(self, connection: Connection, run_id: str, ends: Iterable[tuple[int, str]]) -> None:
         """Record (index, status) of nodes that ended without a task being sent: skipped, filtered, failed."""
@@ -164,7 +175,7 @@ class NodeRows:
             for index, status in ends
         ]
         if rows:
-            connection.execute(self._ended_at_launch, rows)
+            connection.execute(self._ended_at_launch, one_or_many(rows))
 
     def try_close(self, connection: Connection, run_id: str, index: int, status: str) -> bool:
         """Close a launched node whose tasks are all done; True if this call did."""

@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery.constants import RunStatus
-from dagabaaz_celery.stores.sql.engine import now, prefer_index
+from dagabaaz_celery.stores.sql.engine import now, often_used, prefer_index
 from dagabaaz_celery.stores.sql.records import Epilogue, RollbackStatus, RunRow
 from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables, first_id_at
 from dagabaaz_celery.stores.sql.tasks import select_first_open
@@ -58,7 +58,7 @@ class RunRows:
         self._tables = tables
         by_id = run.c.id == bindparam("b_run")
         self._select = select(*self._columns).where(by_id)
-        self._lock = self._select.with_for_update()
+        self._lock = often_used(self._select.with_for_update())
         self._by_key = (
             select(*self._columns)
             .where(run.c.pipeline == bindparam("b_pipeline"), run.c.run_key == bindparam("b_key"))
@@ -98,7 +98,7 @@ class RunRows:
             .values(error=bindparam("b_error"))
         )
         self._set_options = update(run).where(by_id).values(options=bindparam("b_options"))
-        self._progress = update(run).where(by_id).values(nodes_done=bindparam("b_done"))
+        self._progress = often_used(update(run).where(by_id).values(nodes_done=bindparam("b_done")))
         self._pause = update(run).where(by_id, run.c.status.in_(OPEN_RUN_STATUSES)).values(paused=bindparam("b_paused"))
         self._reopen = (
             update(run)

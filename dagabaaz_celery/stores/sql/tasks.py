@@ -33,7 +33,7 @@ from sqlalchemy import (
 )
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
-from dagabaaz_celery.stores.sql.engine import is_one_of, now, read_by_index
+from dagabaaz_celery.stores.sql.engine import is_one_of, now, often_used, one_or_many, read_by_index
 from dagabaaz_celery.stores.sql.records import DEADLINE_EXCEEDED, Attempt, Dispatch, Published, TaskError
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, Id, Tables
 
@@ -54,7 +54,7 @@ class TaskRows:
         self._build_outcomes()
         self._build_publishing()
         self._insert = insert(task)
-        self._insert_leased = insert(task).values(lease_until=now() + bindparam("b_lease"))
+        self._insert_leased = often_used(insert(task).values(lease_until=now() + bindparam("b_lease")))
         self._insert_history = insert(tables.attempt).values(ended_at=now())
         self._insert_history_at = insert(tables.attempt)
         by_run = task.c.run_id == bindparam("b_run")
@@ -442,12 +442,12 @@ class TaskRows:
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """Insert tasks that ended at their launch."""
         if rows:
-            connection.execute(self._insert, rows)
+            connection.execute(self._insert, one_or_many(rows))
 
     def insert_leased(self, connection: Connection, rows: Sequence[dict[str, Any]], lease: int | None) -> None:
         """Insert owed tasks that the caller will publish within ``lease`` microseconds, or that nobody has (None)."""
         if rows:
-            connection.execute(self._insert_leased, [{**row, "b_lease": lease} for row in rows])
+            connection.execute(self._insert_leased, one_or_many([{**row, "b_lease": lease} for row in rows]))
 
     # -- outcome
 

@@ -122,6 +122,7 @@ class RunTransaction:
         self._run: RunRow | None = None
         self._nodes: dict[int, NodeRow] = {}
         self._planned: dict[int, list[_Planned]] = {}
+        self._claimed: set[int] = set()
         self._ended_at_launch: dict[int, str] = {}
         self._pre_terminal: list[dict[str, Any]] = []
         self._reusable: dict[int, dict[str, Attempt]] = {}
@@ -218,12 +219,12 @@ class RunTransaction:
         self._nodes_done = completed_nodes
 
     def try_claim_node_launch(self, run_id: str, node_index: int) -> bool:
-        if self.run.status in RUN_TERMINAL_STATUSES:
+        """Whoever launches holds the run's lock: what the node's row says is so until what follows is written."""
+        if self.run.status in RUN_TERMINAL_STATUSES or self.node(node_index).status != "blocked":
             return False
-        won = self.rows.nodes.try_claim_launch(self.connection, run_id, node_index)
-        if won:
-            self._nodes[node_index] = NodeRow(node_index, "launching", 0, 0)
-        return won
+        self._nodes[node_index] = NodeRow(node_index, "launching", 0, 0)
+        self._claimed.add(node_index)
+        return True
 
     def dispatch_task(self, run_id: str, node_index: int, plugin_name: str, input_artifact_id: str | None) -> str:
         return self._plan(node_index, input_artifact_id, None)
@@ -444,12 +445,15 @@ class RunTransaction:
 
     def flush_redispatched(self) -> None:
         """Write what a retry dispatched again, before the run is looked at as a whole."""
+        self._write_claims([index for index in self._reusable if index in self._claimed])
         for index in list(self._reusable):
             self._dispatch_again(index, self._planned.pop(index, []))
         self._reusable.clear()
 
     def flush(self) -> None:
         """Write what was gathered; the last thing before the commit."""
+        # A node is launched, or ended, with what it was launched with; one that has neither is only claimed.
+        self._write_claims(self._claimed - self._planned.keys() - self._ended_at_launch.keys())
         self.rows.tasks.insert(self.connection, self._pre_terminal)
         self.rows.nodes.end_at_launch(self.connection, self.run_id, self._ended_at_launch.items())
         launches = []
@@ -468,6 +472,11 @@ class RunTransaction:
     @property
     def _lease(self) -> int:
         return int(self.policy.lease * MICROSECONDS)
+
+    def _write_claims(self, indices: Collection[int]) -> None:
+        for index in indices:
+            self.rows.nodes.try_claim_launch(self.connection, self.run_id, index)
+        self._claimed.difference_update(indices)
 
     def _plan(self, node_index: int, input_artifact_id: str | None, origin_artifact_id: str | None) -> str:
         work = _Planned(new_id(), input_artifact_id, origin_artifact_id)
