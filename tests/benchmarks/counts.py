@@ -17,7 +17,10 @@ MESSAGE, STATEMENT, COMMIT = "m", "s", "c"
 
 @dataclass(frozen=True)
 class Counts:
-    """What was sent: to the broker, with bodies and headers as they travel, and to the database."""
+    """What was sent: to the broker, with bodies and headers as they travel, and to the database.
+
+    BEGIN and COMMIT are no statements here, and one that is sent with many rows is one.
+    """
 
     messages: int = 0
     message_bytes: int = 0
@@ -51,8 +54,9 @@ def count_sent(file: CountFile) -> Iterator[None]:
     """Count everything that this process sends meanwhile, whoever sends it."""
     publish = Producer._publish
 
-    def note_statement(*_: Any) -> None:
-        file.note(STATEMENT)
+    def note_statement(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if not statement.startswith("BEGIN"):
+            file.note(STATEMENT)
 
     def note_commit(connection: Any) -> None:
         file.note(COMMIT)

@@ -3,9 +3,8 @@
 import os
 import time
 import traceback
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
 
 from tests.benchmarks.rivals import Rival
 from tests.benchmarks.shapes import Shape
@@ -43,10 +42,6 @@ class Sample:
     #: The machine's load when it began.
     load: float = 0.0
     error: str = ""
-
-    def to_json(self) -> dict[str, Any]:
-        """For a file."""
-        return asdict(self)
 
 
 class Sampler:

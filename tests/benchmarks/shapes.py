@@ -25,6 +25,8 @@ class Shape:
     depth: int = 1
     runs: int = 1
     timeout: float = 120.0
+    #: It takes long: not done more often than this.
+    most_rounds: int | None = None
 
     @property
     def stages(self) -> tuple[int, ...]:
@@ -47,16 +49,13 @@ class Shape:
         return sum(self.stages)
 
 
-def _fan(width: int, timeout: float = 120.0) -> Shape:
-    return Shape(f"fan-{width}", "fan", width=width, timeout=timeout)
-
-
 ALL = (
     Shape("noop-3000", "noop", width=3000),
-    _fan(100),
-    _fan(1000),
-    _fan(10_000, timeout=300),
-    _fan(100_000, timeout=2400),
+    Shape("fan-100", "fan", width=100),
+    Shape("fan-100-again", "fan", width=100),  # how far the same thing is from itself
+    Shape("fan-1000", "fan", width=1000),
+    Shape("fan-10000", "fan", width=10_000, timeout=300),
+    Shape("fan-100000", "fan", width=100_000, timeout=2400, most_rounds=2),
     Shape("chain-40", "chain", depth=40),
     Shape("chain-200", "chain", depth=200),
     Shape("layers-20x50", "layers", width=50, depth=20),

@@ -2,7 +2,7 @@
 
 import statistics
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from tests.benchmarks import rivals
@@ -11,6 +11,8 @@ from tests.benchmarks.shapes import BY_NAME
 
 #: A figure of one sample.
 Measure = Callable[[Sample], float]
+#: A shape and a rival, by name.
+Cell = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -73,16 +75,25 @@ class Results:
         """Of one cell, by round."""
         return list(self._cells.get((pair, shape, rival), {}).values())
 
+    def all_samples(self) -> list[Sample]:
+        """Of all cells."""
+        return [sample for cell in self._cells.values() for sample in cell.values()]
+
     def figure(self, pair: str, shape: str, rival: str, measure: Measure) -> Figure | None:
         """A measure over the rounds of one cell; None where nothing was measured."""
         samples = self.samples(pair, shape, rival)
         return summarize(map(measure, samples)) if samples else None
 
-    def ratio(self, pair: str, shape: str, rivals: tuple[str, str], measure: Measure) -> Figure | None:
-        """A measure of the first rival by that of the second, for each round in which both were measured."""
-        above, below = (self._cells.get((pair, shape, rival), {}) for rival in rivals)
-        both = sorted(above.keys() & below.keys())
-        return summarize(measure(above[n]) / measure(below[n]) for n in both) if both else None
+    def ratio(self, pair: str, above: Cell, below: Cell, measure: Measure) -> Figure | None:
+        """A measure of one cell by that of another, for each round in which both were measured."""
+        upper, lower = (self._cells.get((pair, *cell), {}) for cell in (above, below))
+        both = sorted(upper.keys() & lower.keys())
+        return summarize(measure(upper[n]) / measure(lower[n]) for n in both) if both else None
+
+    def noise(self) -> float | None:
+        """How far the rounds of a cell are from each other: (most - least) / median, the median of all cells."""
+        figures = [summarize(map(seconds, cell.values())) for cell in self._cells.values() if len(cell) > 1]
+        return statistics.median((one.most - one.least) / one.median for one in figures) if figures else None
 
 
 def seconds(sample: Sample) -> float:
@@ -108,8 +119,3 @@ def cpu_per_task(sample: Sample) -> float:
 def growth(sample: Sample) -> float:
     """The memory of the worker's processes together after it, by that before."""
     return sum(sample.memory_after) / sum(sample.memory_before)
-
-
-def noise(figures: Sequence[Figure]) -> float:
-    """How far the rounds of a cell typically are from each other: the median of (most - least) / median."""
-    return statistics.median((figure.most - figure.least) / figure.median for figure in figures)
