@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use. `make help` lists what there is to make.
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test faults soak check lint coverage clean
+.PHONY: help venv demo test faults soak bench bench-quick bench-peers bench-micro check lint coverage clean
 
 .NOTPARALLEL: # two installations at once in one environment would break it
 
@@ -43,6 +43,22 @@ LOOPS ?= 200
 soak: venv ## Runs of 500 tasks under random kills, over all stores and brokers, a line for each in soak.log (LOOPS=200)
 	DAGABAAZ_REQUIRE_SERVICES=1 DAGABAAZ_FAULTS=full DAGABAAZ_SOAK_LOOPS=$(LOOPS) DAGABAAZ_SOAK_LOG=soak.log \
 		$(BIN)/python -m pytest tests/faults/test_random_kills.py -n $(JOBS)
+
+# Hours on two cores; `make bench ARGS="--pairs sqlite-redis --shapes fan"` is a part of it. Others on the machine make
+# it noise.
+BENCH := build/benchmarks
+bench: .venv/.installed-bench ## Measure every shape on every pair, with plots (ARGS="--pairs postgresql-redis --rounds 3")
+	$(BIN)/python -m tests.benchmarks --out $(BENCH) --plots $(BENCH) $(ARGS)
+
+bench-quick: venv ## Measure the main shapes on every pair, in four minutes
+	$(BIN)/python -m tests.benchmarks --out $(BENCH)/quick --shapes fan-1000,chain-40,layers-20x50 --no-counts --idle 0 \
+		--budget 225 $(ARGS)
+
+bench-peers: venv ## Measure other libraries, each in an environment of its own
+	$(BIN)/python -m tests.benchmarks.peers --out $(BENCH)/peers $(ARGS)
+
+bench-micro: .venv/.installed-bench ## Measure the engine alone, in memory
+	$(BIN)/python -m pytest tests/benchmarks/micro -o addopts="-q -p no:cacheprovider" $(ARGS)
 
 check: lint coverage ## Everything that CI checks: style, types, layers, tests with coverage
 

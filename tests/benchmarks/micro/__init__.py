@@ -1,0 +1,1 @@
+"""The engine alone, in memory: ``make bench-micro``."""
