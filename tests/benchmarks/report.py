@@ -142,12 +142,17 @@ def idle(found: Sequence[Mapping[str, Any]]) -> str:
 
 
 def peers(found: Sequence[Mapping[str, Any]]) -> str:
-    """What other libraries took for shapes of theirs."""
-    rows = [
-        [cell["peer"], cell["version"], cell["shape"], cell["error"] or summary.summarize(cell["seconds"]).text("s")]
-        for cell in found
-    ]
-    return table(["peer", "version", "shape", "took"], rows)
+    """What other libraries took, and what ours took in the same rounds."""
+    rows = []
+    for cell in found:
+        start = [f"{cell['peer']} {cell['version']}", cell["shape"]]
+        if cell["error"]:
+            rows.append([*start, f"did not run: {cell['error']}", "", ""])
+            continue
+        ratio = summary.summarize(theirs / ours for theirs, ours in zip(cell["seconds"], cell["ours"], strict=True))
+        took = [summary.summarize(cell[name]).text("s") for name in ("seconds", "ours")]
+        rows.append([*start, *took, ratio.text()])
+    return table(["peer", "shape", "took", "ours", "peer / ours"], rows)
 
 
 def failures(results: Results) -> str:
