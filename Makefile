@@ -51,8 +51,8 @@ bench: .venv/.installed-bench ## Measure every shape on every pair, with plots (
 	$(BIN)/python -m tests.benchmarks --out $(BENCH) --plots $(BENCH) $(ARGS)
 
 bench-quick: venv ## Measure the main shapes on every pair, in four minutes
-	$(BIN)/python -m tests.benchmarks --out $(BENCH)/quick --shapes fan-1000,chain-40,layers-20x50 --no-counts --idle 0 \
-		--budget 225 $(ARGS)
+	$(BIN)/python -m tests.benchmarks --out $(BENCH)/quick --shapes fan-1000,chain-40,layers-10x50 --no-counts --idle 0 \
+		--budget 210 $(ARGS)
 
 bench-peers: venv ## Measure other libraries, each in an environment of its own
 	$(BIN)/python -m tests.benchmarks.peers --out $(BENCH)/peers $(ARGS)

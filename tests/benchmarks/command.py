@@ -1,7 +1,6 @@
 """What the command line says, and what is done about it."""
 
 import argparse
-import json
 import shlex
 import signal
 import sys
@@ -33,7 +32,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--no-counts", action="store_true", help="leave out what is sent for each task")
     parser.add_argument("--query", default="", help="added to the URL of a database server: prepare_threshold=5")
-    parser.add_argument("--from", type=Path, dest="source", help="measure nothing: tell what this results.json says")
+    parser.add_argument(
+        "--from", type=Path, nargs="+", dest="source", help="measure nothing: tell what these results.json say together"
+    )
     parser.add_argument("--page", type=Path, help="a page that gets the tables, between its two marks")
     parser.add_argument("--plots", type=Path, help="directory of plots; they need the dependency group bench")
     return parser.parse_args(arguments)
@@ -42,16 +43,18 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def main(arguments: Sequence[str]) -> int:
     """Measure, or read what was measured; then write it down."""
     given = parse(arguments)
-    data = json.loads(given.source.read_text()) if given.source else measure(given, arguments)
-    click.echo(f"\n{document.build_text(data)}")
+    data = document.merge(map(document.load, given.source)) if given.source else measure(given, arguments)
+    text = document.build_text(data)
+    click.echo(f"\n{text}")
     if not given.source:
         document.save(data, given.out)
-    if given.page:
-        document.write_page(given.page, document.build_text(data))
+    drawn = []
     if given.plots:
         from tests.benchmarks.plots import draw_all  # not everybody who measures has matplotlib
 
-        draw_all(data, given.plots)
+        drawn = draw_all(data, given.plots)
+    if given.page:
+        document.write_page(given.page, text, drawn)
     return 1 if any(sample["error"] for sample in data["samples"]) else 0
 
 

@@ -1,7 +1,8 @@
 """All tables of a run as one text, and its place between two marks of a page."""
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,33 @@ def read_results(data: Mapping[str, Any]) -> Results:
     return Results(Sample(**{name: value for name, value in one.items() if name in known}) for one in data["samples"])
 
 
-def write_page(page: Path, text: str) -> None:
-    """Put a text between the two marks of a page, in place of what is there. Raises ValueError without the marks."""
+def load(path: Path) -> dict[str, Any]:
+    """What ``save`` wrote."""
+    data: dict[str, Any] = json.loads(path.read_text())
+    return data
+
+
+def merge(found: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several runs found, one after the other; what is said of machine and versions is the first one's."""
+    runs = list(found)
+    merged: dict[str, Any] = {"facts": {**runs[0]["facts"]}}
+    merged["facts"]["command"] = "`, `".join(run["facts"]["command"] for run in runs)
+    for name in ("samples", "counts", "idle", "peers", "left_out"):
+        merged[name] = [item for run in runs for item in run.get(name, [])]
+    return merged
+
+
+def write_page(page: Path, text: str, pictures: Sequence[Path] = ()) -> None:
+    """Put a text and pictures between the two marks of a page, in place of what is there.
+
+    Raises ValueError without the marks.
+    """
     old = page.read_text()
     if BEGIN not in old or END not in old:
         raise ValueError(f"{page} has no marks {BEGIN!r} and {END!r}")
     head, tail = old[: old.index(BEGIN)], old[old.index(END) :]
-    page.write_text(f"{head}{BEGIN}\n\n{text}\n\n{tail}")
+    links = [f"![{path.stem.replace('-', ' ')}]({os.path.relpath(path, page.parent)})" for path in pictures]
+    page.write_text("\n\n".join([head + BEGIN, text, *links, tail]))
 
 
 def save(data: Mapping[str, Any], directory: Path) -> None:

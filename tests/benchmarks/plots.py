@@ -35,7 +35,7 @@ def draw_all(data: Mapping[str, Any], directory: Path) -> list[Path]:
         "cost-by-graph": lambda: _draw_lines(results, _GRAPHS, _milliseconds_per_task, "nodes", "ms per task"),
         "bytes-per-task": lambda: _draw_bars(results.pairs, counts, "message_bytes", "bytes per task"),
         "statements-per-task": lambda: _draw_bars(results.pairs, counts, "statements", "statements per task"),
-        "memory": lambda: _draw_lines(results, _widths(), _most_memory, "width", "MB, all processes"),
+        "memory": lambda: _draw_lines(results, _widths(), _most_memory, "width", "MB, all processes", scale="linear"),
     }
     drawn = []
     with plt.rc_context({"svg.hashsalt": "bench", "font.size": 9}):  # the same figures give the same file
@@ -60,7 +60,9 @@ def _most_memory(sample: Any) -> float:
     return sum(sample.memory_peak)
 
 
-def _draw_lines(results: Results, sizes: Mapping[str, int], measure: Measure, x: str, y: str) -> Any:
+def _draw_lines(
+    results: Results, sizes: Mapping[str, int], measure: Measure, x: str, y: str, scale: str = "log"
+) -> Any:
     """A panel for each pair, a line for each rival, with the range of the rounds."""
     pairs = [pair for pair in results.pairs if any(True for _ in _lines(results, pair, sizes, measure))]
 
@@ -73,7 +75,9 @@ def _draw_lines(results: Results, sizes: Mapping[str, int], measure: Measure, x:
                 [figure.most - figure.median for _, figure in points],
             ]
             axes.errorbar(at, medians, yerr=spread, marker="o", capsize=3, color=_COLOURS[rival], label=rival)
-        axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+        axes.set(xscale="log", yscale=scale, xlabel=x, ylabel=y)
+        if scale == "linear":
+            axes.set_ylim(bottom=0)
 
     return _draw_panels(pairs, draw)
 

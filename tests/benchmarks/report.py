@@ -18,6 +18,7 @@ _COMPARED = (
     ("fan-10000", "fan-1000"),
     ("fan-100000", "fan-10000"),
     ("chain-200", "chain-40"),
+    ("layers-20x50", "layers-10x50"),
     ("nodes-20x50", "layers-20x50"),
     ("diamond-1000", "diamond-10"),
     ("runs-1000", "runs-100"),

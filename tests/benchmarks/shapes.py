@@ -58,6 +58,7 @@ ALL = (
     Shape("fan-100000", "fan", width=100_000, timeout=2400, most_rounds=2),
     Shape("chain-40", "chain", depth=40),
     Shape("chain-200", "chain", depth=200),
+    Shape("layers-10x50", "layers", width=50, depth=10),
     Shape("layers-20x50", "layers", width=50, depth=20),
     Shape("nodes-20x50", "nodes", width=50, depth=20, timeout=300),
     Shape("diamond-10", "diamond", width=10),

@@ -15,8 +15,8 @@ import psutil
 from celery import Celery
 
 from tests.benchmarks.apps import AppSpec, OpenedApp, open_app
+from tests.benchmarks.barrier import make_tables
 from tests.benchmarks.counts import CountFile, Counts, count_sent
-from tests.benchmarks.limit_sql import make_tables
 from tests.benchmarks.pairs import open_places
 from tests.benchmarks.rivals import Rival, Side
 from tests.benchmarks.rivals.ours import LAUNCH_SUFFIX

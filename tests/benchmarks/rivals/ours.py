@@ -108,7 +108,7 @@ def _fan(slug: str = "work") -> list[DagNode]:
 
 
 def _chain(depth: int) -> list[DagNode]:
-    before = [[]] + [[f"hop{n}"] for n in range(depth - 1)]
+    before: list[list[str]] = [[]] + [[f"hop{n}"] for n in range(depth - 1)]
     return [DagNode(slug=f"hop{n}", plugin="work", depends_on=before[n]) for n in range(depth)]
 
 

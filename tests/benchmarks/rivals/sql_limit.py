@@ -1,7 +1,8 @@
-"""The SQL limit: bare tasks whose bodies keep a barrier by hand, by the statements of ``limit_sql``."""
+"""The SQL limit: bare tasks whose bodies keep a barrier by hand, by the statements of ``barrier``."""
 
 from dagabaaz_celery.stores.sql.tables import new_id
-from tests.benchmarks.limit_sql import Barrier, Row, open_barrier
+from tests.benchmarks.barrier import open_barrier
+from tests.benchmarks.barrier.base import Barrier, Row
 from tests.benchmarks.rivals import Side, Surroundings
 from tests.benchmarks.shapes import BY_NAME, Shape
 
