@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Connection, NullPool, create_engine, event, select, text
@@ -798,6 +799,90 @@ def test_what_the_tasks_of_a_wide_node_made_is_kept_to_the_letter(store: SqlStor
     ] == [(task_id, new.shape, new.artifact) for task_id, new in given]
     assert {new.metadata_json for _, new in given} <= set(texts_found)
     assert find_violations(store, [run_id]) == []
+
+
+def test_a_claim_whose_run_is_retried_while_it_reads_its_input_is_none(store: SqlStore):
+    """On PostgreSQL nothing is locked meanwhile; elsewhere the retry waits for the claim."""
+    if store.database.url.get_backend_name() != "postgresql":
+        pytest.skip("a claim and what it reads are one transaction here")
+    works = fan_out(store, 3)
+    run_id = works[0].attempt.run_id
+    joined = [store.complete(work, records(1), "one") for work in works][-1]
+    other = SqlStore(store.url, prefix=store.tables.prefix)
+    retried = []
+
+    def retry_meanwhile(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        if statement.startswith("SELECT") and f"FROM {store.tables.artifact.name}" in statement and not retried:
+            retried.append(run_id)
+            other.cancel_rest(other.cancel(run_id, "enough").owed[-1])
+            other.retry(run_id, from_node="source")
+
+    event.listen(store.database.engine, "before_cursor_execute", retry_meanwhile)
+    try:
+        found = store.claim(attempts_of(joined)[0], new_id(), None)
+    finally:
+        event.remove(store.database.engine, "before_cursor_execute", retry_meanwhile)
+        other.close()
+
+    assert retried
+    assert isinstance(found, ClaimRefused)
+    assert find_violations(store, [run_id]) == []
+
+
+def test_a_claim_that_is_not_let_to_the_row_is_in_no_doubt(request: pytest.FixtureRequest, store: SqlStore):
+    """Nothing was committed: who waits for the database may give up, and give the message back."""
+    if request.node.callspec.params["opened"] != "postgresql":
+        pytest.skip("only on PostgreSQL a claim is a statement that stands alone; behind PgBouncer a SET is for all")
+    started = start(store, node("a"))
+    impatient = SqlStore(store.url, prefix=store.tables.prefix)
+
+    @event.listens_for(impatient.database.engine, "checkout")
+    def wait_briefly(connection: Any, record: Any, proxy: Any) -> None:
+        connection.execute("SET lock_timeout = '50ms'")
+
+    with store.database.write() as holder:
+        holder.execute(store.tables.task.select().with_for_update())
+        with pytest.raises(DBAPIError) as caught:
+            impatient.claim(attempts_of(started)[0], new_id(), None)
+
+    assert is_outage(caught.value)
+    assert not isinstance(caught.value, CommitUnanswered)
+    impatient.close()
+
+
+def test_what_was_prepared_before_a_column_changed_its_type_is_prepared_again(store: SqlStore):
+    if store.database.url.get_backend_name() != "postgresql":
+        pytest.skip("nothing is prepared here")
+    table = store.tables.artifact.name
+    works = fan_out(store, 20)
+    for work in works[:10]:
+        store.complete(work, records(1), "one")
+
+    try:
+        with store.database.write() as connection:
+            connection.execute(text(f"ALTER TABLE {table} ALTER file_size TYPE numeric"))
+        for work in works[10:]:
+            store.complete(work, records(1), "one")
+        again = fan_out(store, 2)
+    finally:
+        with store.database.write() as connection:
+            connection.execute(text(f"ALTER TABLE {table} ALTER file_size TYPE bigint"))
+
+    assert find_violations(store, [works[0].attempt.run_id, again[0].attempt.run_id]) == []
+
+
+def test_nobody_waits_for_a_node_while_many_artifacts_are_written(store: SqlStore):
+    work, *_ = fan_out(store, 3)
+
+    with counting_statements(store) as sent:
+        store.complete(work, records(60), "many")
+
+    words = ("UPDATE", "INSERT")
+    changed = [statement.split(" SET ")[0].split(" (")[0] for statement in sent if statement.startswith(words)]
+    tables = store.tables
+    assert changed[0] == f"UPDATE {tables.task.name}"
+    assert changed[-1] == f"UPDATE {tables.node.name}"
+    assert set(changed[1:-1]) == {f"INSERT INTO {tables.artifact.name}"}
 
 
 def test_a_deadlock_inside_a_savepoint_is_run_again(store: SqlStore):

@@ -102,8 +102,11 @@ class ClaimRows:
             row = connection.execute(self._claim_in_one, key).one_or_none()
         else:
             connection.execute(self._claim, key)
-        if row is None:
-            row = connection.execute(self._find_claim, key).one_or_none()
+        return self.find_claim(connection, attempt_id, token) if row is None else _to_context(row)
+
+    def find_claim(self, connection: Connection, attempt_id: str, token: str) -> AttemptContext | None:
+        """An attempt that is current and claimed by this token."""
+        row = connection.execute(self._find_claim, {"b_attempt": attempt_id, "b_token": token}).one_or_none()
         return None if row is None else _to_context(row)
 
     def find(self, connection: Connection, attempt_id: str) -> AttemptContext | None:

@@ -48,6 +48,13 @@ _OWN_COLUMNS: dict[str, Any] = {
     "metadata": Text(),
     "origin_artifact_id": Id(),
 }
+#: More artifacts, or more text in them, are written before the node is counted: others wait for who has counted it.
+_FEW, _SHORT = 50, 100_000
+
+
+def is_large(artifacts: Sequence[dict[str, Any]]) -> bool:
+    """Whether the artifacts of a task take so long to write that no other task of its node is to wait for them."""
+    return len(artifacts) > _FEW or sum(len(row["metadata"]) for row in artifacts) > _SHORT
 
 
 class CompletionRows:
@@ -134,9 +141,9 @@ class CompletionRows:
 
         None, with nothing written, where it lost its guard.
         """
-        if writes_in_queries(connection):
+        if writes_in_queries(connection) and not is_large(artifacts):
             return self._complete_in_one(connection, attempt, artifacts, shape, may_close=True)
-        if updates_two_tables(connection):
+        if updates_two_tables(connection) and not is_large(artifacts):
             is_done = self._complete_both(connection, attempt, artifacts, shape, may_close=True)
             return self._nodes.get_some(connection, attempt.run_id, [attempt.node_index])[0] if is_done else None
         if not self._tasks.try_complete(connection, attempt, shape):
@@ -149,8 +156,8 @@ class CompletionRows:
     ) -> bool:
         """Do the same where the node waits for others, too; False, with nothing written, where it does not.
 
-        So it is where the attempt lost its guard. On PostgreSQL the connection may be one whose every statement stands
-        alone. SQLite has no way of its own for it.
+        So it is where the attempt lost its guard. It is not for artifacts that are large. On PostgreSQL the connection
+        may be one whose every statement stands alone. SQLite has no way of its own for it.
         """
         if writes_in_queries(connection):
             return self._complete_in_one(connection, attempt, artifacts, shape, may_close=False) is not None
@@ -160,7 +167,7 @@ class CompletionRows:
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool
     ) -> NodeRow | None:
         own = [{name: row[name] for name in _OWN_COLUMNS} for row in artifacts]
-        key = {**_key(attempt, shape), "b_artifacts": json.dumps(own)}
+        key = {**_key(attempt, shape), "b_artifacts": json.dumps(own, ensure_ascii=False)}
         row = connection.execute(self._in_one[attempt.token is not None, may_close], key).one_or_none()
         return None if row is None else NodeRow(attempt.node_index, *row)
 

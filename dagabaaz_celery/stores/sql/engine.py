@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -95,6 +95,10 @@ _IDLE_SECONDS = 1.0
 _OFTEN_USED = "dagabaaz_often_used"
 #: Those that say which transactions a connection begins: none, ones that only read, ones of another level.
 _EACH_ALONE, _READS, _LEVEL = "dagabaaz_each_alone", "dagabaaz_reads", "dagabaaz_level"
+#: What is known of a connection: whether a statement outside a transaction is read committed; when plans were dropped.
+_STANDS_ALONE, _PLANNED_AT = "dagabaaz_stands_alone", "dagabaaz_planned_at"
+#: Seconds for which a kept plan may be older than what it reads.
+_PLAN_SECONDS = 5.0
 #: Seconds until a server that answers nothing at all counts as away, so that no heartbeat waits for it for ever.
 _CONNECT_SECONDS = 10
 _SILENCE_SECONDS = 30
@@ -245,7 +249,7 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
 
 
 def _begin_by_hand(engine: Engine) -> None:
-    """Send BEGIN for transactions, of one level or another; a connection that is told to begin none sends none.
+    """Send BEGIN for transactions, of one level or another; a connection whose statements stand alone sends none.
 
     To switch a connection between the two, as a driver does, costs more than what is sent.
     """
@@ -253,7 +257,7 @@ def _begin_by_hand(engine: Engine) -> None:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         options = connection.get_execution_options()
-        if not options.get(_EACH_ALONE):
+        if not (options.get(_EACH_ALONE) and connection.info[_STANDS_ALONE]):
             connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL {options.get(_LEVEL, 'READ COMMITTED')}")
 
 
@@ -266,14 +270,34 @@ def _settle_sessions(engine: Engine, *, may_prepare: bool) -> None:
 
     @event.listens_for(engine, "connect")
     def _settle(connection: Any, record: ConnectionPoolEntry) -> None:
-        # Who pools sessions between us and the server tells each client a number that it made up itself.
-        found = connection.execute(
-            "SELECT set_config('default_transaction_isolation', 'read committed', false) WHERE pg_backend_pid() = %s",
-            [connection.info.backend_pid],
+        session, level = connection.execute(
+            "SELECT pg_backend_pid(), current_setting('default_transaction_isolation')"
         ).fetchone()
-        connection.commit()
-        if found is not None and may_prepare:
+        # Who pools sessions between us and the server tells each client a number that it made up itself.
+        is_own = session == connection.info.backend_pid
+        if is_own:
+            connection.execute("SET default_transaction_isolation TO 'read committed'")
+        record.info[_STANDS_ALONE] = is_own or level == "read committed"
+        record.info[_PLANNED_AT] = time.monotonic()
+        if is_own and may_prepare:
             connection.prepare_threshold = sys.maxsize  # for none but those that ask
+
+    @event.listens_for(engine, "checkout")
+    def _plan_again(connection: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
+        # A plan that was made while a table was small reads all of it, until the server has looked at the table again.
+        if connection.prepare_threshold is not None and time.monotonic() - record.info[_PLANNED_AT] > _PLAN_SECONDS:
+            try:
+                connection.execute("DISCARD PLANS")
+            except engine.dialect.loaded_dbapi.Error as error:
+                raise InvalidatePoolError from error
+            record.info[_PLANNED_AT] = time.monotonic()
+
+    @event.listens_for(engine, "handle_error")
+    def _give_up_session(context: ExceptionContext) -> None:
+        code = _read_code(context.original_exception)
+        if code == "26000" or (code == "0A000" and "cached plan" in str(context.original_exception)):
+            # What sessions have prepared is of no use any more: a column's type was changed, or somebody discarded it.
+            context.is_disconnect = True
 
     @event.listens_for(engine, "do_execute")
     def _execute(cursor: Any, statement: str, parameters: Any, context: ExecutionContext) -> bool:
@@ -546,8 +570,9 @@ class Database:
         with self.engine.connect().execution_options(**{_EACH_ALONE: True}) as connection:
             try:
                 yield connection
+                connection.commit()  # where a pooler's sessions are of another level, there is a transaction after all
             except DBAPIError as error:
-                if _leaves_doubt(error):
+                if error.connection_invalidated:  # whatever else was answered, nothing was committed
                     raise _leave_unanswered(error.statement, error) from error
                 raise
 
@@ -557,21 +582,21 @@ class Database:
         So it does, once, where its connection turns out to be gone before the commit. ``work`` must have no effect
         outside the transaction. Other errors reach the caller.
         """
-        return _repeat_victims(self.write, work)
+        return _repeat_victims(self.write, work, repeats_lost=_was_lost_early)
 
     def transact_each(self, work: Callable[[Connection], T]) -> T:
         """Like ``transact``, for statements each of which stands alone; the whole must bear to be done once more.
 
         On PostgreSQL, with psycopg 3, each is then a transaction of its own: BEGIN and COMMIT are no round trips.
         """
-        return _repeat_victims(self.write_each, work)
+        return _repeat_victims(self.write_each, work, repeats_lost=lambda error: error.connection_invalidated)
 
     def transact_alone(self, name: str, work: Callable[[Connection], T]) -> T:
         """Like ``transact``, while nobody else is in here by this name; for changes of the schema.
 
         Those lock tables in an order of their own, against which workers may stand in each other's way.
         """
-        return _repeat_victims(lambda: self._write_alone(name), work)
+        return _repeat_victims(lambda: self._write_alone(name), work, repeats_lost=lambda error: False)
 
     def close(self) -> None:
         """Close every pooled connection."""
@@ -629,13 +654,18 @@ def _leave_unanswered(statement: str | None, error: DBAPIError) -> CommitUnanswe
     return CommitUnanswered(statement, None, error.orig or error, connection_invalidated=error.connection_invalidated)
 
 
-def _repeat_victims(enter: Callable[[], AbstractContextManager[Connection]], work: Callable[[Connection], T]) -> T:
+def _repeat_victims(
+    enter: Callable[[], AbstractContextManager[Connection]],
+    work: Callable[[Connection], T],
+    *,
+    repeats_lost: Callable[[DBAPIError], bool],
+) -> T:
     for attempt in range(1, _CONFLICT_TRIES):
         try:
             with enter() as connection:
                 return work(connection)
         except DBAPIError as error:
-            if _was_lost_early(error) and attempt == 1:
+            if attempt == 1 and repeats_lost(error):
                 continue
             if not is_conflict(error):
                 raise
@@ -656,7 +686,8 @@ def _named_lock(connection: Connection, key: str) -> Iterator[None]:
     try:
         yield
     finally:
-        connection.execute(select(func.release_lock(key)))
+        with suppress(DBAPIError):  # a session that is gone has no lock, and what was done is committed
+            connection.execute(select(func.release_lock(key)))
 
 
 def call_while_alive(method: Callable[[], None]) -> Callable[[], None]:

@@ -24,6 +24,7 @@ from dagabaaz_celery.json_door import find_problem_in_text
 from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.store import TaskInputStore
 from dagabaaz_celery.stores.sql import epilogue, reopening
+from dagabaaz_celery.stores.sql.completions import is_large
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
 from dagabaaz_celery.stores.sql.engine import Database, call_while_alive
 from dagabaaz_celery.stores.sql.owed import WorkerRow
@@ -310,7 +311,11 @@ class SqlStore:
                 if may_hand_back and self.rows.claims.hand_back(connection, attempt_id):
                     reason += "; it is owed again"
                 return ClaimRefused(attempt_id, reason)
-            return self._read_input(connection, found)
+            claimed, is_whole = self._read_input(connection, found)
+            # Where statements stand alone, a retry of the run may come between them: then the claim is gone, too.
+            if not is_whole and self.rows.claims.find_claim(connection, attempt_id, token) is None:
+                return ClaimRefused(attempt_id, "the attempt was superseded while its input was read")
+            return claimed
 
         return self.transact_each(work)
 
@@ -323,7 +328,7 @@ class SqlStore:
         """The input of a task that is not fenced, for its message; None when the attempt is not current."""
         with self.read() as connection:
             found = self.rows.claims.find(connection, attempt_id)
-            return None if found is None else self._read_input(connection, found)
+            return None if found is None else self._read_input(connection, found)[0]
 
     def find_work(self, attempt_id: str) -> Work | None:
         """The work whose current attempt this is, as an unfenced outcome needs it."""
@@ -331,7 +336,8 @@ class SqlStore:
             found = self.rows.claims.find(connection, attempt_id)
         return None if found is None else _to_work(found)
 
-    def _read_input(self, connection: Connection, found: AttemptContext) -> Claimed:
+    def _read_input(self, connection: Connection, found: AttemptContext) -> tuple[Claimed, bool]:
+        """The input of an attempt, and whether it is of one moment: only what came with the attempt was read."""
         work, attempt = _to_work(found), found.attempt
         cached = self.definitions.get(connection, work.definition_hash)
         transaction = self.transaction(connection, attempt.run_id)
@@ -341,9 +347,10 @@ class SqlStore:
             task_input = assemble_input(transaction, attempt, cached)
             if attempt.node_index < 0:
                 task_input["result"] = self._read_result(connection, attempt)
-            return Claimed(work, task_input, None)
+            claimed = Claimed(work, task_input, None)
         except (ValueError, LookupError, TypeError) as error:
-            return Claimed(work, {}, error)
+            claimed = Claimed(work, {}, error)
+        return claimed, not transaction.has_read_artifacts and attempt.node_index >= 0
 
     def _read_result(self, connection: Connection, attempt: Attempt) -> Any:
         """What the task that an attempt undoes has returned; None where it did not complete."""
@@ -367,8 +374,10 @@ class SqlStore:
                 return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, TaskStatus.COMPLETED))
             return self._go_on(connection, work, node)
 
-        if self._may_leave_open(work) and self.transact_each(
-            lambda connection: completions.try_leave_open(connection, attempt, rows, shape)
+        if (
+            self._may_leave_open(work)
+            and not is_large(rows)
+            and self.transact_each(lambda connection: completions.try_leave_open(connection, attempt, rows, shape))
         ):
             return Aftermath()
         return self.transact(transition)

@@ -131,6 +131,8 @@ class RunTransaction:
         self._error: dict[str, Any] | None = None
         self._settled: Attempt | None = None
         self._artifacts: dict[str, TaskArtifact] = {}
+        #: Whether artifacts were read for a task's input beside those that were noted.
+        self.has_read_artifacts = False
 
     # -- the run and its definition
 
@@ -261,16 +263,22 @@ class RunTransaction:
 
     def get_artifact_data(self, artifact_id: str) -> TaskArtifact | None:
         noted = self._artifacts.get(artifact_id)
-        return noted if noted is not None else self.rows.artifacts.get(self.connection, artifact_id)
+        if noted is not None:
+            return noted
+        self.has_read_artifacts = True
+        return self.rows.artifacts.get(self.connection, artifact_id)
 
     def get_task_artifacts_by_node_indices(self, run_id: str, node_indices: Sequence[int]) -> list[TaskArtifact]:
+        self.has_read_artifacts = True
         found = self.rows.artifacts.for_tasks(self.connection, run_id, node_indices)
         return [artifact for _, artifact in found]
 
     def get_grouped_artifacts(self, run_id: str, dep_indices: Sequence[int], origin_id: str) -> list[TaskArtifact]:
+        self.has_read_artifacts = True
         return self.rows.artifacts.of_origin(self.connection, run_id, dep_indices, origin_id)
 
     def get_broadcast_artifacts(self, run_id: str, dep_indices: Sequence[int]) -> list[TaskArtifact]:
+        self.has_read_artifacts = True
         return self.rows.artifacts.broadcast(self.connection, run_id, dep_indices)
 
     def get_run_input(self, run_id: str) -> dict[str, Any]:
@@ -278,12 +286,14 @@ class RunTransaction:
         return run_input
 
     def get_artifacts_partitioned(self, run_id: str, node_indices: Sequence[int]) -> dict[int, list[TaskArtifact]]:
+        self.has_read_artifacts = True
         parts: dict[int, list[TaskArtifact]] = {}
         for index, artifact in self.rows.artifacts.for_tasks(self.connection, run_id, node_indices):
             parts.setdefault(index, []).append(artifact)
         return parts
 
     def get_artifact_producing_node(self, artifact_id: str) -> int | None:
+        self.has_read_artifacts = True
         return self.rows.artifacts.get_producer(self.connection, artifact_id)
 
     # -- DagRetryStore
