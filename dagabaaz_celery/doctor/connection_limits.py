@@ -28,7 +28,7 @@ def ask_limits(store: SqlStore, dialect: str) -> tuple[list[Limit], str]:
     if ask is None:
         return [], f"{dialect} has no server that limits them"
     try:
-        with store.read() as connection:
+        with store.database.read() as connection:
             return ask(connection)
     except (DBAPIError, DagabaazError) as error:
         return [], f"the database does not say: {describe_outage(error)}"

@@ -100,7 +100,7 @@ def look_at_store(store: SqlStore) -> StoreFacts:
             nothing = SchemaState(None, migrations.head, fits=False, is_newer=False)
             return StoreFacts(dialect, where, nothing, contents=Contents())
     schema = migrations.look()
-    with store.read() as connection:
+    with store.database.read() as connection:  # not the store's own, which would refuse its schema, or change it
         ahead, doubt = _compare_clocks(connection)
     limits, unknown = ask_limits(store, dialect)
     contents = _read_contents(store) if schema.fits else Contents() if schema.current is None else None

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from click.testing import CliRunner, Result
-from sqlalchemy import create_engine, make_url, text, update
+from sqlalchemy import create_engine, inspect, make_url, text, update
 
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.cli.doctor import doctor
@@ -150,6 +150,22 @@ def test_a_store_without_tables(visit: Callable[..., Dagabaaz], tmp_path: Path):
     assert find(diagnose(visit(dagabaaz_store_url=url)), "schema", "warning").fix == finding.fix
 
 
+def test_a_database_without_tables_is_a_matter_of_the_schema_and_stays_without(
+    visit: Callable[..., Dagabaaz], tmp_path: Path
+):
+    (tmp_path / "runs.sqlite3").touch()
+    url = f"sqlite:///{tmp_path}/runs.sqlite3"
+    for allowed, level in ((False, "error"), (True, "warning")):
+        findings = diagnose(visit(dagabaaz_store_url=url, dagabaaz_auto_migrate=allowed))
+        assert "store" not in bad(findings)
+        finding = find(findings, "schema", level)
+        assert "has no tables" in finding.found
+        assert finding.fix == "celery -A proj dagabaaz migrate"
+    engine = create_engine(url)
+    assert inspect(engine).get_table_names() == []
+    engine.dispose()
+
+
 DJANGO_PROJECT = {
     "manage.py": """
         import os, sys
@@ -172,19 +188,29 @@ DJANGO_PROJECT = {
 }
 
 
-def test_a_django_project_that_is_not_migrated_is_told_its_own_command(tmp_path: Path):
-    for name, code in DJANGO_PROJECT.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(textwrap.dedent(code))
+def diagnose_project(directory: Path, *command: str, **files: str) -> str:
+    """What the doctor prints in a Django project, which is not migrated; ``files`` are others than those above."""
+    for name, code in {**DJANGO_PROJECT, **files}.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        (directory / name).write_text(textwrap.dedent(code))
     done = subprocess.run(
-        [sys.executable, "manage.py", "dagabaaz", "doctor"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+        [sys.executable, *(command or ("manage.py", "dagabaaz", "doctor"))],
+        cwd=directory, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    assert "error    schema: sqlite:///db.sqlite3 has no tables" in done.stdout
-    assert "fix: python manage.py migrate\n" in done.stdout
-    assert "fix: celery -A proj worker --loglevel INFO\n" in done.stdout
-    assert not (tmp_path / "db.sqlite3").exists()
+    return done.stdout
+
+
+@pytest.mark.parametrize("is_there", [False, True], ids=["no file", "an empty file"])
+def test_a_django_project_that_is_not_migrated_is_told_its_own_command(is_there: bool, tmp_path: Path):
+    if is_there:  # whatever looked at the database made it, as runserver does
+        (tmp_path / "db.sqlite3").touch()
+    shown = diagnose_project(tmp_path)
+    assert "error    schema: sqlite:///db.sqlite3 has no tables" in shown
+    assert "ok       store: sqlite:///db.sqlite3 " in shown
+    assert "fix: python manage.py migrate\n" in shown
+    assert "fix: celery -A proj worker --loglevel INFO\n" in shown
+    assert (tmp_path / "db.sqlite3").exists() == is_there
 
 
 def test_a_store_that_a_newer_release_made(new_dag: Callable[..., Dagabaaz], tmp_path: Path):
