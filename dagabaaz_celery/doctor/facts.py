@@ -1,8 +1,11 @@
 """Everything that the checks look at: gathered once, from all sides at the same time, within a bounded time."""
 
+import itertools
 import logging
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -61,6 +64,7 @@ class Worker:
 
     seen: SeenWorker | None
     answer: Answer | None
+    #: What it answered that it consumes; None where it did not, or where another of its name may have.
     consumed: list[str] | None
 
     @property
@@ -197,12 +201,35 @@ class Facts:
         silence = self.settings.dead_after
         answers = list(self._broker.answers) if self._broker else []
         consumed = self._broker.consumed if self._broker else {}
+        living = [seen for seen in self.contents.workers if seen.silent_for <= silence]
+        names = Counter(seen.row.hostname for seen in living)
         found = []
-        for seen in self.contents.workers:
-            if seen.silent_for <= silence:
-                answer = _pick(answers, seen)
-                found.append(Worker(seen, answer, consumed.get(seen.row.hostname)))
+        for seen in living:
+            name = seen.row.hostname
+            found.append(Worker(seen, _pick(answers, seen), consumed.get(name) if names[name] == 1 else None))
         return sorted(found, key=lambda worker: worker.name)
+
+    @property
+    def shared_names(self) -> dict[str, int]:
+        """Node names that several live workers have, and how many have each."""
+        count = Counter(worker.name for worker in self.workers)
+        return {name: number for name, number in sorted(count.items()) if number > 1}
+
+    @property
+    def unheard(self) -> list[str]:
+        """Live workers that were asked what they consume, and did not answer."""
+        if self._broker is None or not self.app.conf.worker_enable_remote_control:
+            return []
+        return [worker.name for worker in self.workers if worker.name not in self._broker.consumed]
+
+    def name_another_worker(self, name: str) -> str:
+        """Options for one more worker: two of the default name on one host would be taken for one."""
+        taken = {worker.name.partition("@")[0] for worker in self.workers}
+        plain = re.sub(r"[^\w.-]", "-", name)
+        free = (
+            each for number in itertools.count(1) if (each := f"{plain}{number if number > 1 else ''}") not in taken
+        )
+        return f"-n {next(free)}@%h"
 
     @property
     def living(self) -> list[Worker]:

@@ -1,10 +1,11 @@
 """Checks of pipelines: whether their plugins and queues have workers, and whether their runs go on."""
 
+import shlex
 from collections import defaultdict
 from collections.abc import Iterator
 
 from dagabaaz_celery.doctor.facts import Facts
-from dagabaaz_celery.doctor.findings import Check, Said, advise, fail, ok, warn
+from dagabaaz_celery.doctor.findings import Check, NotChecked, Said, advise, fail, ok, warn
 from dagabaaz_celery.doctor.routes import Route
 from dagabaaz_celery.errors import DagabaazError, PipelineError
 
@@ -57,13 +58,15 @@ def check_queues(facts: Facts) -> Iterator[Said]:
     for queue in waiting:
         if queue not in consumed and queue not in missing:
             missing[queue] = ["tasks that were published"]
-    for queue, sources in sorted(missing.items()):
+    doubt = _doubt_consumers(facts) if missing else ""
+    options = f"-Q {shlex.quote(','.join(sorted(missing)))} {facts.name_another_worker(min(missing, default=''))}"
+    for queue, sources in sorted(missing.items()) if not doubt else ():
         backlog = waiting.get(queue)
         wait = f"; {backlog.tasks} tasks wait there, the first for {backlog.oldest:.0f} s" if backlog else ""
         yield fail(
             f"no live worker consumes the queue {queue!r}, which is used by {_shorten(sources)}{wait}",
             "Tasks that are sent there wait, and their runs with them.",
-            f"{facts.command} worker -Q {','.join(sorted(missing))}",
+            f"{facts.command} worker {options}",
         )
     unknown = sorted({route.where for route in facts.routes if route.queues is None and not route.problem})
     if unknown:
@@ -75,6 +78,18 @@ def check_queues(facts: Facts) -> Iterator[Said]:
     if not missing and not unknown:
         queues = sorted({queue for route in facts.routes for queue in route.queues or ()})
         yield ok(f"every queue has a live worker: {', '.join(queues)}" if queues else "no pipeline uses a queue")
+    if doubt:
+        raise NotChecked(
+            f"it cannot be told whether a worker consumes {', '.join(map(repr, sorted(missing)))}: {doubt}"
+        )
+
+
+def _doubt_consumers(facts: Facts) -> str:
+    """Why a queue of which no live worker told may be consumed all the same; nothing where it is not."""
+    if facts.shared_names:
+        names = "; ".join(f"{number} live workers are called {name}" for name, number in facts.shared_names.items())
+        return f"{names}, and one answers for all of that name (see names)"
+    return f"no answer from {_shorten(facts.unheard)} (see workers)" if facts.unheard else ""
 
 
 def check_plugins(facts: Facts) -> Iterator[Said]:

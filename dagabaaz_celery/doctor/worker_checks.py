@@ -1,7 +1,7 @@
 """Checks of the workers: who is alive, who is a stranger, and on what they disagree."""
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -94,16 +94,15 @@ def check_versions(facts: Facts) -> Iterator[Said]:
 
 def check_names(facts: Facts) -> Iterator[Said]:
     """Node names are unique: by them workers are told to end a body."""
-    count = Counter(worker.name for worker in facts.workers)
-    twice = sorted(name for name, number in count.items() if number > 1)
-    for name in twice:
+    for name, count in facts.shared_names.items():
         yield warn(
-            f"{count[name]} live workers have the node name {name}",
+            f"{count} live workers have the node name {name}",
             "Remote control reaches a worker by its name. Of two with one name only one gets each order, as to end "
             "the body of a run that was cancelled.",
-            f"{facts.command} worker -n {name.partition('@')[0]}2@%h",
+            f"{facts.command} worker {facts.name_another_worker(name.partition('@')[0])}"
+            "   # in place of one of them, with its other options",
         )
-    if not twice:
+    if not facts.shared_names:
         yield ok("every worker has a name of its own")
 
 

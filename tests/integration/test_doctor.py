@@ -387,7 +387,7 @@ def test_a_queue_that_nobody_consumes(visit: Callable[..., Dagabaaz]):
     assert [each.level for each in findings] == ["error", "error"]
     assert "'disk', which is used by node 'read' of pipeline 'write'" in findings[0].found
     assert "'gpu', which is used by node 'render' of pipeline 'gpu'" in findings[1].found
-    assert {each.fix for each in findings} == {"celery -A proj worker -Q disk,gpu"}
+    assert {each.fix for each in findings} == {"celery -A proj worker -Q disk,gpu -n disk@%h"}
 
 
 def test_runs_that_wait_in_a_queue_that_nobody_consumes(new_dag: Callable[..., Dagabaaz]):
@@ -398,6 +398,40 @@ def test_runs_that_wait_in_a_queue_that_nobody_consumes(new_dag: Callable[..., D
         finding = find(diagnose(dag), "queues")
     assert "which is used by node 'encode' of open runs of 'work'; 1 tasks wait there" in finding.found
     run.cancel()
+
+
+def declare_gpu(dag: Dagabaaz) -> None:
+    dag.plugin(_encode, name="encode")
+    dag.register(Pipeline("gpu", nodes=[DagNode(slug="render", plugin="encode", options={"queue": "gpu"})]))
+
+
+def test_the_worker_to_start_for_a_queue_has_a_name_that_no_other_has(dag: Dagabaaz):
+    declare_gpu(dag)
+    with embedded_worker(dag.app, hostname="gpu@here"):
+        assert find(diagnose(dag), "queues").fix == "celery -A proj worker -Q gpu -n gpu2@%h"
+
+
+def test_a_queue_that_one_of_two_workers_of_one_name_consumes(dag: Dagabaaz):
+    """One answers for both, and not always the same one; each heartbeat tells of its own worker."""
+    declare_gpu(dag)
+    with embedded_worker(dag.app, hostname="twin@here"):
+        dag._runtime.store.announce_worker(WorkerRow(new_id(), "twin@here", 1, "0.1.0", 0, ["gpu"], [], []))
+        findings = diagnose(dag)
+    assert find(findings, "names", "warning")
+    assert [each.found for each in findings if each.check == "queues"] == ["every queue has a live worker: gpu"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("twin@here", "2 live workers are called twin@here"), ("mute@here", "no answer from mute@here (see workers)")],
+)
+def test_a_queue_that_a_worker_may_consume_that_did_not_answer(dag: Dagabaaz, name: str, reason: str):
+    declare_gpu(dag)
+    with embedded_worker(dag.app, hostname="twin@here"):
+        dag._runtime.store.announce_worker(WorkerRow(new_id(), name, 1, "0.1.0", 0, [], [], []))
+        findings = [each for each in diagnose(dag) if each.check == "queues"]
+    assert [each.checked for each in findings] == [False]
+    assert f"cannot be told whether a worker consumes 'gpu': {reason}" in findings[0].found
 
 
 class Carrying(Observer):
@@ -634,7 +668,7 @@ def test_a_worker_that_died_with_its_tasks_and_two_of_one_name(dag: Dagabaaz):
     assert "dead@host" in (dead := find(findings, "dead-workers", "warning")).found
     assert "1 tasks are still its own" in dead.found
     assert dead.fix.startswith("celery -A proj worker")
-    assert find(findings, "names", "warning").fix == "celery -A proj worker -n twin2@%h"
+    assert find(findings, "names", "warning").fix.startswith("celery -A proj worker -n twin2@%h   # in place of one")
     run.cancel()
 
 
