@@ -1,12 +1,17 @@
 """Checks of the broker, and of what its settings mean for tasks that take long."""
 
+import re
 from collections.abc import Iterator
+from importlib.metadata import metadata
 from typing import Any
+from urllib.parse import urlsplit
 
+from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES
 from kombu.utils.url import maybe_sanitize_url
 
 from dagabaaz_celery.brokers.embedded import is_embedded
-from dagabaaz_celery.doctor.facts import Facts, explain
+from dagabaaz_celery.doctor.facts import NOT_INSTALLED, Facts, explain
 from dagabaaz_celery.doctor.findings import Check, NotChecked, Said, advise, fail, ok, warn
 
 #: Seconds after which these brokers give a message that is not acknowledged to another worker.
@@ -30,11 +35,24 @@ def check_broker(facts: Facts) -> Iterator[Said]:
     problem = facts.broker_problem
     if problem is not None:
         url = maybe_sanitize_url(str(facts.app.conf.broker_write_url or facts.app.conf.broker_url))  # no password
-        yield fail(
-            f"the broker at {url} cannot be used: {explain(problem)}",
-            "Runs can be started and stay where they are: what they owe is published when the broker is back.",
-            _how_to_reach(facts.app.connection_for_write(), problem),
-        )
+        if isinstance(problem, NOT_INSTALLED):
+            yield fail(
+                f"the broker at {url} needs a library that is not installed here: {explain(problem)}",
+                "Nothing can be published from this process, and no worker of this installation starts.",
+                _how_to_install(_name_transport(facts.app)),
+            )
+        elif isinstance(problem, KeyError):  # kombu's own word for it
+            yield fail(
+                f"the broker at {url} cannot be used: {problem.args[0]}",
+                "Nothing can be published from this process, and no worker of this app starts.",
+                'app.conf.broker_url = "redis://localhost:6379/0"',
+            )
+        else:
+            yield fail(
+                f"the broker at {url} cannot be used: {explain(problem)}",
+                "Runs can be started and stay where they are: what they owe is published when the broker is back.",
+                _how_to_reach(facts.app.connection_for_write()),
+            )
     elif facts.broker.transport == "memory":
         yield warn(
             "the broker is memory://, which ends with its process",
@@ -45,10 +63,26 @@ def check_broker(facts: Facts) -> Iterator[Said]:
         yield ok(f"the broker answers ({_name_broker(facts)})")
 
 
-def _how_to_reach(connection: Any, problem: Exception) -> str:
+def _name_transport(app: Celery) -> str:
+    """What kind of broker is meant: its library, without which kombu makes no connection, is not asked."""
+    url = app.conf.broker_write_url
+    first = url[0] if isinstance(url, (list, tuple)) and url else url
+    return str(app.conf.broker_transport or urlsplit(str(first or "")).scheme or "amqp").partition("+")[0]
+
+
+def _how_to_install(kind: str) -> str:
+    """The extra that brings the library: ours for Redis, for others kombu's, which is called as its module is."""
+    module = TRANSPORT_ALIASES.get(kind, kind).removeprefix("kombu.transport.")
+    extra = re.split(r"[.:]", module)[0].lower()
+    if extra == "redis":
+        return 'pip install "dagabaaz-celery[redis]"'
+    if extra in (metadata("kombu").get_all("Provides-Extra") or ()):
+        return f'pip install "kombu[{extra}]"'
+    return 'app.conf.broker_url = "redis://localhost:6379/0"   # or install what has that module'
+
+
+def _how_to_reach(connection: Any) -> str:
     kind = str(connection.transport_cls)
-    if isinstance(problem, ImportError):
-        return 'pip install "dagabaaz-celery[redis]"' if kind.startswith("redis") else f"pip install 'celery[{kind}]'"
     host, port = connection.hostname or "localhost", connection.port
     if kind == "redis":
         return f"redis-cli -h {host} -p {port or 6379} ping   # and compare broker_url"

@@ -29,6 +29,9 @@ T = TypeVar("T")
 #: Seconds that the store has, and the broker with all workers: both are asked at the same time.
 STORE_PATIENCE = 6.0
 BROKER_PATIENCE = 8.0
+#: What kombu raises where a transport's library is not installed: some of its modules leave out the import that fails
+#: and then use what it should have brought.
+NOT_INSTALLED = (ImportError, NameError)
 #: Seconds that workers have to answer a question.
 ANSWER_PATIENCE = 1.5
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from dagabaaz_celery.doctor.facts import Facts, Worker, explain
+from dagabaaz_celery.doctor.facts import NOT_INSTALLED, Facts, Worker, explain
 from dagabaaz_celery.doctor.findings import Check, NotChecked, Said, advise, fail, ok, warn
 from dagabaaz_celery.errors import StoreUrlMissing
 
@@ -46,6 +46,8 @@ def check_store(facts: Facts) -> Iterator[Said]:
         yield ok(f"{facts.store.where} answers")
     elif isinstance(problem, StoreUrlMissing):
         raise NotChecked("no store is named (see settings)")
+    elif isinstance(problem, NOT_INSTALLED) and isinstance(facts.broker_problem, NOT_INSTALLED):
+        raise NotChecked("no store is named, and without the broker's library it is not known whether to (see broker)")
     else:
         yield fail(
             f"the store cannot be used: {explain(problem)}",

@@ -286,6 +286,47 @@ def test_a_broker_whose_library_is_not_installed(visit: Callable[..., Dagabaaz],
     assert find(diagnose(visit()), "broker").fix == 'pip install "dagabaaz-celery[redis]"'
 
 
+@pytest.mark.parametrize("store", ["sqlite:///{tmp}/runs.sqlite3", None])
+def test_what_kombu_imports_for_redis_is_not_installed(
+    store: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As without the extra: kombu's module for Redis cannot be imported, and there is no connection to ask."""
+    url = "redis://:secret@127.0.0.1:1/0"
+    monkeypatch.delitem(sys.modules, "kombu.transport.redis", raising=False)
+    monkeypatch.setitem(sys.modules, "packaging.version", None)
+    monkeypatch.setattr("kombu.transport._transport_cache", {})
+    dag = Dagabaaz(Celery("shop", broker=url, set_as_current=False))
+    dag.app.conf.dagabaaz_store_url = store and store.format(tmp=tmp_path)
+    findings = diagnose(dag)
+    finding = find(findings, "broker")
+    assert "needs a library that is not installed here" in finding.found
+    assert "packaging" in finding.found
+    assert finding.fix == 'pip install "dagabaaz-celery[redis]"'
+    assert not [each for each in findings if "failed itself" in each.found]
+    assert ("store" in unchecked(findings)) == (store is None)
+    assert "secret" not in str(findings)
+    dag.close()
+    dag.app.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "fix"),
+    [
+        ("sqs://key@", 'pip install "kombu[sqs]"'),
+        ("kafka://127.0.0.1:1", 'pip install "kombu[confluentkafka]"'),
+        ("mongodb://127.0.0.1:1", 'pip install "kombu[mongodb]"'),
+        ("etcd://127.0.0.1:1", 'app.conf.broker_url = "redis://localhost:6379/0"   # or install what has that module'),
+        ("carrier-pigeon://roof", 'app.conf.broker_url = "redis://localhost:6379/0"'),
+    ],
+)
+def test_another_brokers_library_is_not_installed(url: str, fix: str, tmp_path: Path):
+    dag = Dagabaaz(Celery("shop", broker=url, set_as_current=False))
+    dag.app.conf.dagabaaz_store_url = f"sqlite:///{tmp_path}/runs.sqlite3"
+    assert find(diagnose(dag), "broker").fix == fix
+    dag.close()
+    dag.app.close()
+
+
 def test_servers_that_take_everything_and_answer_nothing(
     visit: Callable[..., Dagabaaz], monkeypatch: pytest.MonkeyPatch
 ):
