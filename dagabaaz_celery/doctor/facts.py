@@ -6,7 +6,7 @@ import re
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -224,6 +224,25 @@ class Facts:
         if self._broker is None or not self.app.conf.worker_enable_remote_control:
             return []
         return [worker.name for worker in self.workers if worker.name not in self._broker.consumed]
+
+    def stop_workers(self, names: Collection[str]) -> str:
+        """A command that ends these workers when their bodies have."""
+        if self.app.conf.worker_enable_remote_control:
+            return f"{self.command} control shutdown --destination {','.join(sorted(names))}"
+        pids = [str(worker.seen.row.pid) for worker in self.workers if worker.seen and worker.name in names]
+        return f"kill -TERM {' '.join(pids)}"
+
+    def is_imported_by_workers(self, module: str, names: Collection[str]) -> bool:
+        """Whether these workers surely import a module that is there: as what ``-A`` names, or as a setting does.
+
+        A worker that knows a task of the module has imported it, as it was then.
+        """
+        named = self.command.partition(" -A ")[2].partition(":")[0]
+        conf = self.app.conf
+        if module in {named, f"{named}.celery", f"{named}.app", *conf.imports, *conf.include}:
+            return True
+        workers = [worker for worker in self.workers if worker.name in names]
+        return all(any(task.rpartition(".")[0] == module for task in worker.tasks) for worker in workers)
 
     def name_another_worker(self, name: str) -> str:
         """Options for one more worker: two of the default name on one host would be taken for one."""

@@ -2,7 +2,7 @@
 
 import shlex
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from dagabaaz_celery.doctor.facts import Facts
 from dagabaaz_celery.doctor.findings import Check, NotChecked, Said, advise, fail, ok, warn
@@ -105,7 +105,7 @@ def check_plugins(facts: Facts) -> Iterator[Said]:
         yield warn(
             f"task {task} is not known here, and is used by {route.where}",
             "Runs of that pipeline cannot be started or checked in this process.",
-            f"import {task.rpartition('.')[0] or task}   # in the module that makes the app, or app.conf.imports",
+            f"import {_module_of(task)}   # in the module that makes the app, or app.conf.imports",
         )
     elsewhere = {task for worker in facts.living for task in worker.report.get("plugins", {}).values()}
     missing_here = sorted(elsewhere - known_here - foreign.keys())
@@ -114,44 +114,87 @@ def check_plugins(facts: Facts) -> Iterator[Said]:
         yield advise(
             f"workers have plugins that are not known here: {_shorten(missing_here)}",
             "A pipeline that names them can be started elsewhere only.",
-            f"import {missing_here[0].rpartition('.')[0] or missing_here[0]}   # in the module that makes the app",
+            f"import {_module_of(missing_here[0])}   # in the module that makes the app",
         )
     if not count:
         yield ok("workers and this process know the same plugins")
 
 
 def _find_unknown_to_workers(facts: Facts) -> Iterator[Said]:
-    """Tasks of pipelines that no worker of their queue knows, or not every one; plugins that no worker knows."""
+    """Tasks of pipelines that no worker of their queue knows, or not every one; plugins that no worker knows.
+
+    One finding for what one module lacks in the same workers: one fix mends it.
+    """
+    nowhere: dict[tuple[str, frozenset[str]], dict[str, Route]] = defaultdict(dict)
+    somewhere: dict[tuple[str, frozenset[str]], dict[str, Route]] = defaultdict(dict)
     used: dict[str, Route] = {}
     for route in facts.routes:
         used.setdefault(route.task, route)
         users = [worker for worker in facts.workers if set(worker.queues).intersection(route.queues or ())]
-        lacking = [worker.name for worker in users if route.task not in worker.tasks]
-        if not lacking or used[route.task] is not route:
-            continue
-        fix = f"app.conf.imports = ['{route.task.rpartition('.')[0] or route.task}']   # then start those workers again"
-        if len(lacking) == len(users):
-            yield fail(
-                f"no live worker knows task {route.task} of {route.where}",
-                "A worker that gets it sends it back for ten minutes, then its run fails.",
-                fix,
-            )
-        else:
-            yield warn(
-                f"{_shorten(lacking)} consumes {', '.join(route.queues or ())} and does not know task {route.task} of "
-                f"{route.where}",
-                "What that worker gets of it is sent back until another has it.",
-                fix,
-            )
+        lacking = frozenset(worker.name for worker in users if route.task not in worker.tasks)
+        if lacking and used[route.task] is route:
+            found = nowhere if len(lacking) == len({worker.name for worker in users}) else somewhere
+            found[_module_of(route.task), lacking][route.task] = route
+    unused = _find_unused(facts, used)
+    for (module, lacking), routes in sorted(nowhere.items(), key=_by_module):
+        others = unused.pop(module, [])
+        besides = f"; nor {_name_many('plugin', others)}, which no pipeline names yet" if others else ""
+        yield fail(
+            f"no live worker knows {_name_many('task', routes)} of {_name_places(routes)}{besides}",
+            "A worker that gets it sends it back for ten minutes, then its run fails.",
+            _have_imported(facts, module, lacking),
+        )
+    for (module, lacking), routes in sorted(somewhere.items(), key=_by_module):
+        queues = sorted({queue for route in routes.values() for queue in route.queues or ()})
+        yield warn(
+            f"{_shorten(sorted(lacking))} {'consumes' if len(lacking) == 1 else 'consume'} {', '.join(queues)} and "
+            f"{'does' if len(lacking) == 1 else 'do'} not know {_name_many('task', routes)} of {_name_places(routes)}",
+            "What goes there of it is sent back until another worker has it.",
+            _have_imported(facts, module, lacking),
+        )
+    for module, names in sorted(unused.items()):
+        yield warn(
+            f"{_name_many('plugin', names)} of {module} {'is' if len(names) == 1 else 'are'} known here, and to no "
+            "live worker",
+            "A pipeline that names one can be started here, and its tasks go back and forth until they fail.",
+            _have_imported(facts, module, frozenset(worker.name for worker in facts.workers)),
+        )
+
+
+def _find_unused(facts: Facts, used: Collection[str]) -> dict[str, list[str]]:
+    """Plugins that no pipeline names and no live worker knows, by the module that has their tasks."""
     known = {task for worker in facts.workers for task in worker.tasks}
+    unused: dict[str, list[str]] = defaultdict(list)
     for name in facts.dag.plugin_names() if facts.workers else []:
         info = facts.dag.find_plugin(name)
         if info is not None and info.task_name not in known and info.task_name not in used:
-            yield warn(
-                f"plugin {name!r} ({info.task_name}) is known here, and to no live worker",
-                "A pipeline with it can be started here, and its tasks go back and forth until they fail.",
-                f"{facts.command} worker   # start workers again with the code that is here",
-            )
+            unused[_module_of(info.task_name)].append(name)
+    return unused
+
+
+def _have_imported(facts: Facts, module: str, lacking: Collection[str]) -> str:
+    """How workers get to know the tasks of a module: most often they run code that is older than it."""
+    restart = facts.stop_workers(lacking) + "   # then start again what has ended, with the code that is here"
+    if facts.is_imported_by_workers(module, lacking):
+        return restart
+    return f"{restart}\napp.conf.imports = [{module!r}]   # before that, if no module of the app imports it"
+
+
+def _by_module(item: tuple[tuple[str, frozenset[str]], object]) -> tuple[str, list[str]]:
+    (module, lacking), _ = item
+    return module, sorted(lacking)
+
+
+def _module_of(task: str) -> str:
+    return task.rpartition(".")[0] or task
+
+
+def _name_places(routes: Mapping[str, Route]) -> str:
+    return _shorten([route.where for route in routes.values()])
+
+
+def _name_many(noun: str, names: Collection[str]) -> str:
+    return f"{noun}{'' if len(names) == 1 else 's'} {_shorten(sorted(names))}"
 
 
 def check_overdue(facts: Facts) -> Iterator[Said]:

@@ -380,6 +380,10 @@ def _encode() -> str:
     return "encoded"
 
 
+def _cut() -> str:
+    return "cut"
+
+
 def test_a_broker_that_ends_with_its_process(dag: Dagabaaz):
     assert "redis://" in find(diagnose(dag), "broker", "warning").fix
 
@@ -513,7 +517,36 @@ def test_a_plugin_that_the_workers_of_its_queue_do_not_know(visit: Callable[...,
 
     finding = find(diagnose(visit(declare)), "plugins")
     assert f"no live worker knows task {__name__}._encode of node 'encode' of pipeline 'new'" in finding.found
-    assert __name__ in finding.fix
+    restart, imports = finding.fix.splitlines()
+    assert restart.startswith("celery -A proj control shutdown --destination ")
+    assert "# then start again" in restart
+    assert imports.startswith(f"app.conf.imports = [{__name__!r}]   # before that, if no module")
+
+
+@pytest.mark.parametrize("known", [f"{__name__}.older", "elsewhere.task"])
+@pytest.mark.parametrize("command", ["celery -A proj", f"celery -A {__name__}:app"])
+def test_plugins_that_were_added_to_a_module_since_the_worker_was_started(dag: Dagabaaz, known: str, command: str):
+    """One fix for all of them, and no setting where the worker imports that module already."""
+    for name in ("encode", "cut", "join"):
+        dag.app.task(name=f"{__name__}.{name}", shared=False)(_encode)
+        dag.plugin(dag.app.tasks[f"{__name__}.{name}"])
+    for name in ("encode", "cut"):
+        dag.register(Pipeline(name, nodes=[DagNode(slug="only", plugin=f"{__name__}.{name}")]))
+    queue = dag.app.conf.task_default_queue
+    dag._runtime.store.announce_worker(WorkerRow(new_id(), "stale@host", 1, "0.1.0", 0, [queue], [known], []))
+    finding = find(diagnose(dag, command=command), "plugins")
+    assert f"knows tasks {__name__}.cut, {__name__}.encode of node 'only' of pipeline 'cut', " in finding.found
+    assert "join, which no pipeline names yet" in finding.found
+    assert finding.fix.startswith(f"{command} control shutdown --destination stale@host   # then start again")
+    assert ("app.conf.imports" in finding.fix) == (known == "elsewhere.task" and command == "celery -A proj")
+
+
+def test_plugins_that_no_pipeline_names_and_no_worker_knows(dag: Dagabaaz):
+    for name in ("encode", "cut"):
+        dag.plugin(_encode if name == "encode" else _cut, name=name)
+    dag._runtime.store.announce_worker(WorkerRow(new_id(), "stale@host", 1, "0.1.0", 0, [], [], []))
+    finding = find(diagnose(dag), "plugins", "warning")
+    assert finding.found == f"plugins cut, encode of {__name__} are known here, and to no live worker"
 
 
 def test_a_plugin_that_is_not_known_here(site: Site, visit: Callable[..., Dagabaaz]):
@@ -658,7 +691,9 @@ def test_one_worker_of_a_queue_that_does_not_know_a_plugin(odd: list[Finding]):
     found = [each for each in odd if each.check == "plugins"]
     assert {each.level for each in found} == {"warning"}
     assert "odd@elsewhere consumes work and does not know task" in found[0].found
+    assert "control shutdown --destination odd@elsewhere" in found[0].fix
     assert "app.conf.imports = ['tests.integration.doctor_plugins']" in found[0].fix
+    assert len(found) == 1
 
 
 def test_a_worker_with_another_store(odd: list[Finding]):
