@@ -8,6 +8,7 @@ from sqlalchemy import URL
 from dagabaaz_celery.doctor.facts import NOT_INSTALLED, Facts, Worker, explain
 from dagabaaz_celery.doctor.findings import Check, NotChecked, Said, advise, fail, ok, warn
 from dagabaaz_celery.errors import StoreUrlMissing
+from dagabaaz_celery.worker.django_project import DJANGO_APP, lacks_django_app
 
 #: Connections that a worker's main process may hold at once: sweep, heartbeat, callbacks, and one to spare.
 _MAIN_PROCESS = 4
@@ -28,7 +29,9 @@ def check_settings(facts: Facts) -> Iterator[Said]:
         yield fail(
             "the app has a broker, and no store is named for its runs",
             "Nothing can be started, and no worker of this app starts.",
-            'app.conf.dagabaaz_store_url = "postgresql+psycopg://user@host/database"',
+            f'INSTALLED_APPS += ["{DJANGO_APP}"]   # in the settings of Django; then python manage.py migrate'
+            if lacks_django_app()
+            else 'app.conf.dagabaaz_store_url = "postgresql+psycopg://user@host/database"',
         )
     else:
         yield fail(

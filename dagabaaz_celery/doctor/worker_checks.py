@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -29,23 +29,37 @@ def check_workers(facts: Facts) -> Iterator[Said]:
         )
         return
     yield ok(f"{len(facts.workers)} alive: {'; '.join(map(_describe, facts.workers))}")
-    mute = [worker.name for worker in facts.workers if not worker.report]
+    silent = [worker for worker in facts.workers if not worker.report]
+    mute = [worker.name for worker in silent]
     if not mute or not facts.app.conf.worker_enable_remote_control or facts.broker_problem is not None:
         return
     if len(mute) == len(facts.workers):
         yield warn(
-            f"no live worker answers through the broker: {', '.join(mute)}",
-            "Their heartbeats are in the store. They may use another broker or virtual host than this process, and "
-            "then get none of the tasks that it publishes.",
-            f"{facts.command} report   # and compare broker_url here and there",
+            f"no worker answers through the broker: {'; '.join(map(_tell_last_beat, silent))}",
+            "They may be dead, as when they were killed: a worker counts as alive for "
+            f"{facts.settings.dead_after:g} s after its last heartbeat (dagabaaz_dead_after). Or they use another "
+            "broker or virtual host than this process, and then get none of the tasks that it publishes.",
+            f"{_look_for(silent)}\n{facts.command} inspect ping   # there: answers mean another broker_url than here",
         )
     else:
         yield advise(
             f"these workers beat and did not answer: {', '.join(mute)}",
-            "A worker of the solo pool does not answer during a body. Others may have worker_enable_remote_control "
-            "off, or an older release. What only they know was not checked.",
-            f"{facts.command} inspect ping --destination {mute[0]}",
+            "A worker of the solo pool does not answer during a body. Others may have died just now, have "
+            "worker_enable_remote_control off, or an older release. What only they know was not checked.",
+            f"{facts.command} inspect ping --destination {mute[0]}\n{_look_for(silent)}",
         )
+
+
+def _tell_last_beat(worker: Worker) -> str:
+    ago = f" (last heartbeat {worker.seen.silent_for:.0f} s ago)" if worker.seen is not None else ""
+    return f"{worker.name}{ago}"
+
+
+def _look_for(workers: Sequence[Worker]) -> str:
+    """A command that tells whether they are there at all."""
+    pids = [str(worker.seen.row.pid) for worker in workers if worker.seen is not None]
+    hosts = sorted({host for worker in workers for host in worker.hosts})
+    return f"ps -p {','.join(pids)}   # on {', '.join(hosts)}: who is not listed is dead; start it again"
 
 
 def _name_queues(facts: Facts) -> str:
@@ -142,13 +156,32 @@ def _describe_stranger(facts: Facts, node: str, shared: list[str], answer: Answe
         return fail(
             f"{where}, and keeps its runs in another store ({report.get('store_at')})",
             "It takes tasks of runs that it cannot find, and its own runs are not seen here.",
-            "app.conf.dagabaaz_store_url = ...   # the same database, prefix and schema in every process",
+            _part_from(facts, str(report.get("app") or "other")),
         )
     return advise(
         f"{where}, has this store, and no heartbeat of late",
         "It has just started, or has lost the database.",
         f"{facts.command} dagabaaz doctor   # again in a minute",
     )
+
+
+def _part_from(facts: Facts, other: str) -> str:
+    """Two projects want their messages apart; two processes of one project want one store."""
+    here = facts.app.main
+    name = re.sub(r"[^\w.-]", "-", other)
+    if facts.broker.transport == "redis":
+        apart = f'app.conf.broker_transport_options = {{"global_keyprefix": "{name}-"}}'
+        means = "or another Redis database, or a queue name"
+    else:
+        apart, means = f'app.conf.task_default_queue = "{name}"', "or another virtual host"
+    apart = f"{apart}   # in every process of the other project; {means} of its own"
+    if other != here:
+        return apart
+    if facts.migrate_command is not None:
+        same = "python manage.py diffsettings   # if it is this project: compare DATABASES and DAGABAAZ_DATABASE there"
+    else:
+        same = "app.conf.dagabaaz_store_url = ...   # if it is this project: the same database, prefix and schema"
+    return f"{same}\n{apart}"
 
 
 def check_worker_settings(facts: Facts) -> Iterator[Said]:

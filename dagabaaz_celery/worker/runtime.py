@@ -19,6 +19,7 @@ from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
 from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker
 from dagabaaz_celery.worker.callbacks import RunCallback, make_call
+from dagabaaz_celery.worker.django_project import DJANGO_APP, lacks_django_app
 from dagabaaz_celery.worker.local_store import make_process_store_url
 from dagabaaz_celery.worker.observers import Observers, RunFacts, find_closed_nodes
 from dagabaaz_celery.worker.outcome import OutcomeHandler, ends_process, stop_flag, wait_out
@@ -331,6 +332,13 @@ class Runtime:
         transport = self.app.connection_for_write().transport_cls
         if conf.task_always_eager or transport in _IN_PROCESS_BROKERS:
             return make_process_store_url()
+        if lacks_django_app():
+            raise StoreUrlMissing(
+                f"The app {self.app.main!r} has a broker ({transport}) and no store for its runs. This is a Django "
+                f'project: add "{DJANGO_APP}" to INSTALLED_APPS, and its own database is the store, after `python '
+                "manage.py migrate`. (A script of your own calls django.setup() first. For a database that is none of "
+                "Django's, set app.conf.dagabaaz_store_url.)"
+            )
         raise StoreUrlMissing(
             f"The app {self.app.main!r} has a broker ({transport}) and no store for its runs. A default file would "
             "differ between hosts and hang runs silently, so name one database that every process reaches: "

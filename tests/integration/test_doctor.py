@@ -188,9 +188,9 @@ DJANGO_PROJECT = {
 }
 
 
-def diagnose_project(directory: Path, *command: str, **files: str) -> str:
+def diagnose_project(directory: Path, *command: str, files: Mapping[str, str] | None = None) -> str:
     """What the doctor prints in a Django project, which is not migrated; ``files`` are others than those above."""
-    for name, code in {**DJANGO_PROJECT, **files}.items():
+    for name, code in {**DJANGO_PROJECT, **(files or {})}.items():
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(textwrap.dedent(code))
     done = subprocess.run(
@@ -198,7 +198,7 @@ def diagnose_project(directory: Path, *command: str, **files: str) -> str:
         cwd=directory, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("is_there", [False, True], ids=["no file", "an empty file"])
@@ -211,6 +211,49 @@ def test_a_django_project_that_is_not_migrated_is_told_its_own_command(is_there:
     assert "fix: python manage.py migrate\n" in shown
     assert "fix: celery -A proj worker --loglevel INFO\n" in shown
     assert (tmp_path / "db.sqlite3").exists() == is_there
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            ("dagabaaz", "doctor"),
+            'fix: INSTALLED_APPS += ["dagabaaz_celery.contrib.django"] # in the settings of Django',
+        ),
+        (
+            ("dagabaaz", "start", "fine"),
+            'This is a Django project: add "dagabaaz_celery.contrib.django" to INSTALLED_APPS',
+        ),
+    ],
+    ids=["doctor", "start"],
+)
+def test_a_django_project_that_lacks_our_app(command: tuple[str, ...], told: str, tmp_path: Path):
+    files = {
+        "proj/settings.py": """
+            SECRET_KEY = "for a test"
+            INSTALLED_APPS = []
+            DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "db.sqlite3"}}
+            CELERY_BROKER_URL = "redis://127.0.0.1:1/0"
+        """,
+        "proj/celery.py": """
+            import os
+            os.environ["DJANGO_SETTINGS_MODULE"] = "proj.settings"
+            from celery import Celery
+            from dagabaaz_celery.app import Dagabaaz
+            from dagabaaz_celery.models import DagNode
+            from dagabaaz_celery.pipeline import Pipeline
+            app = Celery("proj")
+            app.config_from_object("django.conf:settings", namespace="CELERY")
+            dag = Dagabaaz(app)
+
+            @dag.plugin
+            def fine() -> None: ...
+
+            dag.register(Pipeline("fine", nodes=[DagNode(slug="fine", plugin="fine")]))
+        """,
+    }
+    shown = diagnose_project(tmp_path, "-m", "celery", "-A", "proj", *command, files=files)
+    assert told in " ".join(shown.split())
 
 
 def test_a_store_that_a_newer_release_made(new_dag: Callable[..., Dagabaaz], tmp_path: Path):
@@ -347,8 +390,18 @@ def test_servers_that_take_everything_and_answer_nothing(
 def test_another_broker_than_the_workers_have(visit: Callable[..., Dagabaaz]):
     findings = diagnose(visit(broker_transport_options={"global_keyprefix": f"other-{new_id()}-"}))
     finding = find(findings, "workers", "warning")
-    assert "no live worker answers through the broker" in finding.found
+    assert "no worker answers through the broker" in finding.found
     assert "broker_url" in finding.fix
+
+
+def test_workers_that_were_killed_and_count_as_alive_for_a_while(dag: Dagabaaz):
+    dag._runtime.store.announce_worker(WorkerRow(new_id(), "killed@box", 4711, "0.1.0", 0, [], [], []))
+    finding = find(diagnose(dag), "workers", "warning")
+    assert "no worker answers through the broker: killed@box (last heartbeat " in finding.found
+    assert "may be dead" in finding.why
+    assert "for 5 s after its last heartbeat (dagabaaz_dead_after)" in finding.why
+    assert "another broker" in finding.why
+    assert finding.fix.startswith("ps -p 4711   # on box: who is not listed is dead")
 
 
 def test_a_visibility_timeout_that_is_shorter_than_a_body(site: Site, visit: Callable[..., Dagabaaz]):
@@ -699,7 +752,28 @@ def test_one_worker_of_a_queue_that_does_not_know_a_plugin(odd: list[Finding]):
 def test_a_worker_with_another_store(odd: list[Finding]):
     finding = find(odd, "strangers")
     assert "stranger@here consumes work, and keeps its runs in another store" in finding.found
-    assert "dagabaaz_store_url" in finding.fix
+    same, apart = finding.fix.splitlines()
+    assert same.startswith("app.conf.dagabaaz_store_url = ...   # if it is this project")
+    assert '{"global_keyprefix": "worker_app-"}   # in every process of the other project' in apart
+
+
+def test_two_projects_with_one_broker(new_dag: Callable[..., Dagabaaz], tmp_path: Path):
+    """Neither wants the other's store."""
+    shop = new_dag(dagabaaz_store_url=f"sqlite:///{tmp_path}/shop.sqlite3")
+    queue = shop.app.conf.task_default_queue
+    shop.plugin(_encode, name="encode")
+    shop.register(Pipeline("work", nodes=[DagNode(slug="encode", plugin="encode")]))
+    assert list(shop.runs()) == []
+    settings = {"task_default_queue": queue, "dagabaaz_store_url": f"sqlite:///{tmp_path}/billing.sqlite3"}
+    billing = Dagabaaz(make_app("billing", **settings))
+    with embedded_worker(billing.app, hostname="billing@here"):
+        fix = find(diagnose(shop), "strangers").fix
+    billing.close()
+    billing.app.close()
+    assert fix.startswith(
+        'app.conf.task_default_queue = "billing"   # in every process of the other project; or another'
+    )
+    assert "dagabaaz_store_url" not in fix
 
 
 def test_a_worker_of_a_queue_of_ours_that_has_no_dagabaaz(dag: Dagabaaz):
