@@ -70,7 +70,8 @@ def _find_named(dag: Dagabaaz, references: Sequence[str], what: str, *, yes: boo
     if not yes and sys.stdin.isatty():
         for run in [run for run, name in zip(found, references, strict=True) if name == LAST]:
             seen = run.snapshot()
-            click.confirm(f"{what} run {run.id} of {clean(seen.pipeline)}, which is {seen.status}?", abort=True)
+            has = "has" if seen.status in (RunStatus.FAILED, RunStatus.CRASHED) else "is"
+            click.confirm(f"{what} run {run.id} of {clean(seen.pipeline)}, which {has} {seen.status}?", abort=True)
     return found
 
 

@@ -244,6 +244,12 @@ class Facts:
         workers = [worker for worker in self.workers if worker.name in names]
         return all(any(task.rpartition(".")[0] == module for task in worker.tasks) for worker in workers)
 
+    @property
+    def worker_command(self) -> str:
+        """A command that starts a worker, beside others where there are some."""
+        name = f" {self.name_another_worker('spare')}" if self.workers else ""
+        return f"{self.command} worker --loglevel INFO{name}"
+
     def name_another_worker(self, name: str) -> str:
         """Options for one more worker: two of the default name on one host would be taken for one."""
         taken = {worker.name.partition("@")[0] for worker in self.workers}

@@ -60,6 +60,11 @@ def fail(found: str, why: str, fix: str) -> Said:
     return Level.ERROR, found, why, fix
 
 
+def count(number: int, noun: str) -> str:
+    """``1 task``, ``2 tasks``."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 @dataclass(frozen=True)
 class Check(Generic[F]):
     """A check under the name by which findings refer to it; ``asks`` is what it wants to know."""
@@ -70,14 +75,14 @@ class Check(Generic[F]):
 
     def run(self, facts: F) -> Iterator[Finding]:
         """Its findings; at least one. Whatever goes wrong is one of them, so that it hides no other."""
-        count = 0
+        total = 0
         try:
-            for count, said in enumerate(self.look(facts), start=1):  # noqa: B007  # counted for what follows
+            for total, said in enumerate(self.look(facts), start=1):  # noqa: B007  # counted for what follows
                 yield Finding(self.name, *said)
         except NotChecked as reason:
             yield Finding(self.name, Level.ADVICE, str(reason), checked=False)
         except Exception as error:  # a fault that nobody foresaw, in the set-up or in the check
             yield Finding(self.name, Level.ADVICE, f"it failed itself: {type(error).__name__}: {error}", checked=False)
         else:
-            if not count:
+            if not total:
                 yield Finding(self.name, Level.OK, "nothing to say")

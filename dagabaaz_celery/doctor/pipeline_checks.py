@@ -5,8 +5,9 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 
 from dagabaaz_celery.doctor.facts import Facts
-from dagabaaz_celery.doctor.findings import Check, NotChecked, Said, advise, fail, ok, warn
+from dagabaaz_celery.doctor.findings import Check, NotChecked, Said, advise, count, fail, ok, warn
 from dagabaaz_celery.doctor.routes import Route
+from dagabaaz_celery.doctor.store_facts import Backlog
 from dagabaaz_celery.errors import DagabaazError, PipelineError
 
 #: Names in one finding.
@@ -23,21 +24,21 @@ def check_pipelines(facts: Facts) -> Iterator[Said]:
         )
         return
     facts.routes  # noqa: B018  # raises where plugins cannot be read
-    count = 0
+    is_well = True
     for name in sorted(facts.dag._pipelines):
         try:
             facts.dag._find_definition(name, None)
         except DagabaazError as error:
-            count += 1
+            is_well = False
             problems = error.problems if isinstance(error, PipelineError) else [error.message]
             yield fail(
                 f"pipeline {name!r} cannot run: {'; '.join(problems[:3])}",
                 "start() refuses it.",
                 "Import the module that has the plugin where the app is made, or correct the name in the pipeline.",
             )
-    if not count:
+    if is_well:
         total = len(facts.dag._pipelines)
-        yield ok(f"{total} registered pipelines can run" if total else "no pipeline is registered here")
+        yield ok(f"{count(total, 'registered pipeline')} can run" if total else "no pipeline is registered here")
 
 
 def check_queues(facts: Facts) -> Iterator[Said]:
@@ -62,7 +63,7 @@ def check_queues(facts: Facts) -> Iterator[Said]:
     options = f"-Q {shlex.quote(','.join(sorted(missing)))} {facts.name_another_worker(min(missing, default=''))}"
     for queue, sources in sorted(missing.items()) if not doubt else ():
         backlog = waiting.get(queue)
-        wait = f"; {backlog.tasks} tasks wait there, the first for {backlog.oldest:.0f} s" if backlog else ""
+        wait = f"; {_tell_wait(backlog)}" if backlog else ""
         yield fail(
             f"no live worker consumes the queue {queue!r}, which is used by {_shorten(sources)}{wait}",
             "Tasks that are sent there wait, and their runs with them.",
@@ -94,14 +95,14 @@ def _doubt_consumers(facts: Facts) -> str:
 
 def check_plugins(facts: Facts) -> Iterator[Said]:
     """Workers know what pipelines name, and so does this process."""
-    count = 0
+    is_well = True
     for said in _find_unknown_to_workers(facts):
-        count += 1
+        is_well = False
         yield said
     known_here = set(facts.app.tasks)
     foreign = {route.task: route for route in facts.routes if route.task not in known_here}
     for task, route in sorted(foreign.items()):
-        count += 1
+        is_well = False
         yield warn(
             f"task {task} is not known here, and is used by {route.where}",
             "Runs of that pipeline cannot be started or checked in this process.",
@@ -110,13 +111,13 @@ def check_plugins(facts: Facts) -> Iterator[Said]:
     elsewhere = {task for worker in facts.living for task in worker.report.get("plugins", {}).values()}
     missing_here = sorted(elsewhere - known_here - foreign.keys())
     if missing_here:
-        count += 1
+        is_well = False
         yield advise(
             f"workers have plugins that are not known here: {_shorten(missing_here)}",
             "A pipeline that names them can be started elsewhere only.",
             f"import {_module_of(missing_here[0])}   # in the module that makes the app",
         )
-    if not count:
+    if is_well:
         yield ok("workers and this process know the same plugins")
 
 
@@ -197,14 +198,24 @@ def _name_many(noun: str, names: Collection[str]) -> str:
     return f"{noun}{'' if len(names) == 1 else 's'} {_shorten(sorted(names))}"
 
 
+def _tell_wait(backlog: Backlog) -> str:
+    if backlog.tasks == 1:
+        return f"1 task waits there, for {backlog.oldest:.0f} s"
+    return f"{backlog.tasks} tasks wait there, the first for {backlog.oldest:.0f} s"
+
+
+def _was(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
 def check_overdue(facts: Facts) -> Iterator[Said]:
     """What is owed to the queue gets there."""
     overdue = facts.contents.overdue
     if overdue:
         yield warn(
-            f"{overdue} tasks should have been published a minute ago, and were not",
+            f"{count(overdue, 'task')} should have been published a minute ago, and {_was(overdue)} not",
             "No live worker sweeps, the broker refuses them, or it is away. The log of a worker says which.",
-            f"{facts.command} worker --loglevel INFO",
+            facts.worker_command,
         )
     else:
         yield ok("nothing that should have been published waits")
@@ -215,9 +226,9 @@ def check_callbacks(facts: Facts) -> Iterator[Said]:
     failing = facts.contents.failing_callbacks
     if failing:
         yield warn(
-            f"{failing} callbacks for ends of runs have raised again and again",
+            f"{count(failing, 'callback')} for ends of runs {'has' if failing == 1 else 'have'} raised again and again",
             "They are called until they return. The log of a worker has the traceback.",
-            f"{facts.command} worker --loglevel INFO   # search its log for: the callback",
+            f"{facts.worker_command}   # search its log for: the callback",
         )
     else:
         yield ok("no callback fails again and again")

@@ -6,7 +6,7 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from dagabaaz_celery.doctor.facts import NOT_INSTALLED, Facts, Worker, explain
-from dagabaaz_celery.doctor.findings import Check, NotChecked, Said, advise, fail, ok, warn
+from dagabaaz_celery.doctor.findings import Check, NotChecked, Said, advise, count, fail, ok, warn
 from dagabaaz_celery.errors import StoreUrlMissing
 from dagabaaz_celery.worker.django_project import DJANGO_APP, lacks_django_app
 
@@ -117,7 +117,7 @@ def check_connections(facts: Facts) -> Iterator[Said]:
         open_now = f"{limit.used} of {limit.allowed} connections of {limit.what} are open"
         if wanted > limit.allowed:
             yield fail(
-                f"{len(facts.workers)} live workers may open {wanted} connections, and {limit.what} allows "
+                f"{count(len(facts.workers), 'live worker')} may open {wanted} connections, and {limit.what} allows "
                 f"{limit.allowed}",
                 "Tasks wait for a connection, or fail to record their outcome and run again. Web processes need some "
                 "besides. Fewer processes (-c), a pooler such as PgBouncer, or a higher limit help.",
@@ -189,7 +189,7 @@ def check_clocks(facts: Facts) -> Iterator[Said]:
             "timedatectl set-ntp true   # on that host",
         )
     if not skewed:
-        of_workers = f" and those of {seen} workers agree" if seen else " agrees"
+        of_workers = f" and {'that' if seen == 1 else 'those'} of {count(seen, 'worker')} agree" if seen else " agrees"
         yield ok(f"the clock here{of_workers} with the database's")
 
 
@@ -199,15 +199,15 @@ def check_dead_workers(facts: Facts) -> Iterator[Said]:
         found = f"worker {seen.row.hostname} (pid {seen.row.pid}) has been silent for {seen.silent_for:.0f} s"
         if seen.running:
             yield warn(
-                f"{found}, and {seen.running} tasks are still its own",
+                f"{found}, and {count(seen.running, 'task')} {'is' if seen.running == 1 else 'are'} still its own",
                 "It died or is frozen. Another worker takes its tasks over; there is none, or it cannot.",
-                f"{facts.command} worker --loglevel INFO",
+                facts.worker_command,
             )
         else:
             yield advise(
                 found,
                 "It died, or lost the database. The next worker that starts removes it from the list.",
-                f"{facts.command} worker --loglevel INFO",
+                facts.worker_command,
             )
     if not facts.silent:
         yield ok("no dead worker waits to be buried")

@@ -419,6 +419,13 @@ def test_at_a_terminal_the_last_run_is_named_and_nothing_is_done_without_a_yes(
     assert "[y/N]" not in quiet_shell.run(verb, run.id).output
 
 
+def test_at_a_terminal_the_last_run_has_failed(shell: Shell, monkeypatch: pytest.MonkeyPatch):
+    run = start(shell.dag, "bad")
+    monkeypatch.setattr(steer, "sys", types.SimpleNamespace(stdin=types.SimpleNamespace(isatty=lambda: True)))
+    asked = shell.run("retry", "@last", given="n\n")
+    assert f" run {run.id} of bad, which has failed? [y/N]: n\n" in asked.stdout
+
+
 def test_runs_of_a_kind_are_counted_and_cancelled_when_that_is_confirmed(quiet_shell: Shell):
     runs = [quiet_shell.dag.start("good", tags={"n": str(n)}) for n in range(3)]
     other = quiet_shell.dag.start("slow")

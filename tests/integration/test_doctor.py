@@ -98,6 +98,9 @@ def test_a_set_up_that_is_well_gives_nothing_worse_than_advice(site: Site):
     assert bad(findings) == set()
     assert unchecked(findings) == set()
     assert {each.check for each in findings} == {*(check.name for check in CHECKS), "runs"}
+    found = {each.check: each.found for each in findings}
+    assert found["clocks"] == "the clock here and that of 1 worker agree with the database's"
+    assert found["pipelines"] == "1 registered pipeline can run"
 
 
 def test_the_embedded_default_is_well(tmp_path: Path):
@@ -494,7 +497,7 @@ def test_runs_that_wait_in_a_queue_that_nobody_consumes(new_dag: Callable[..., D
     run = start(dag, node("encode", options={"queue": f"gone-{new_id()}"}))
     with embedded_worker(dag.app):
         finding = find(diagnose(dag), "queues")
-    assert "which is used by node 'encode' of open runs of 'work'; 1 tasks wait there" in finding.found
+    assert "which is used by node 'encode' of open runs of 'work'; 1 task waits there, for " in finding.found
     run.cancel()
 
 
@@ -548,7 +551,7 @@ def test_what_travels_with_many_runs_hides_no_other_run(dag: Dagabaaz):
     start(dag, node("encode", options={"queue": f"gone-{new_id()}"}))
     with embedded_worker(dag.app):
         found = [each.found for each in diagnose(dag) if each.check == "queues"]
-    assert ["by node 'encode' of open runs of 'work'; 1 tasks" in each for each in found] == [True]
+    assert ["by node 'encode' of open runs of 'work'; 1 task waits" in each for each in found] == [True]
 
 
 def test_a_worker_consumes_what_it_was_given_and_not_what_it_publishes_to(dag: Dagabaaz):
@@ -635,8 +638,10 @@ def test_a_callback_that_never_returns_well_and_a_task_that_nobody_publishes(dag
     with store.database.write() as connection:
         connection.execute(update(tables.owed).where(tables.owed.c.kind == "callback").values(tries=7))
     findings = diagnose(dag)
-    assert find(findings, "overdue", "warning").found.startswith("1 tasks")
-    assert find(findings, "callbacks", "warning").found.startswith("1 callbacks")
+    assert find(findings, "overdue", "warning").found.startswith(
+        "1 task should have been published a minute ago, and was not"
+    )
+    assert find(findings, "callbacks", "warning").found.startswith("1 callback for ends of runs has raised")
     run.cancel()
 
 
@@ -816,8 +821,8 @@ def test_a_worker_that_died_with_its_tasks_and_two_of_one_name(dag: Dagabaaz):
         connection.execute(update(table).where(table.c.id == workers[0].id).values(seen_at=long_ago))
     findings = diagnose(dag)
     assert "dead@host" in (dead := find(findings, "dead-workers", "warning")).found
-    assert "1 tasks are still its own" in dead.found
-    assert dead.fix.startswith("celery -A proj worker")
+    assert "1 task is still its own" in dead.found
+    assert dead.fix == "celery -A proj worker --loglevel INFO -n spare@%h"
     assert find(findings, "names", "warning").fix.startswith("celery -A proj worker -n twin2@%h   # in place of one")
     run.cancel()
 
