@@ -781,6 +781,22 @@ def test_two_projects_with_one_broker(new_dag: Callable[..., Dagabaaz], tmp_path
     assert "dagabaaz_store_url" not in fix
 
 
+def test_a_worker_of_a_django_project_with_another_database(
+    new_dag: Callable[..., Dagabaaz], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Its store is one of DATABASES, and no setting of the app's."""
+    here, there = (new_dag(dagabaaz_store_url=f"sqlite:///{tmp_path}/{name}.sqlite3") for name in ("here", "there"))
+    there.app.conf.task_default_queue = here.app.conf.task_default_queue
+    here.plugin(_encode, name="encode")
+    here.register(Pipeline("work", nodes=[DagNode(slug="encode", plugin="encode")]))
+    assert list(here.runs()) == []
+    monkeypatch.setattr(facts.Facts, "migrate_command", "python manage.py migrate")
+    with embedded_worker(there.app, hostname="there@here"):
+        same, apart = find(diagnose(here), "strangers").fix.splitlines()
+    assert same.startswith("python manage.py diffsettings   # if it is this project: compare DATABASES")
+    assert apart.startswith("app.conf.task_default_queue = ")
+
+
 def test_a_worker_of_a_queue_of_ours_that_has_no_dagabaaz(dag: Dagabaaz):
     dag.plugin(_encode, name="encode")
     dag.register(Pipeline("work", nodes=[DagNode(slug="encode", plugin="encode")]))
