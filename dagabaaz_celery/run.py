@@ -17,6 +17,7 @@ from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.selection import RunSelection
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
 from dagabaaz_celery.stores.sql.records import Aftermath, NodeRow, RollbackStatus, RunRow, plain_value, to_result
+from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES
 from dagabaaz_celery.stores.sql.transaction import refuse_pruned
 from dagabaaz_celery.worker.foreground import call_now
 from dagabaaz_celery.worker.runtime import Runtime
@@ -67,7 +68,8 @@ class NodeSnapshot:
     ``status`` is failed when one of its tasks failed or crashed, also where the run goes on. ``rollback`` tells how far
     the node's undoing is: "blocked" until it is its turn, "running", "completed" or "failed"; None where there is none.
     ``rollback_tasks`` counts the tasks that undo by status. ``depends_on`` are slugs. ``run_on`` tells when a finaliser
-    runs: "success", "failure" or "always"; None for any other node.
+    runs: "success", "failure" or "always"; None for any other node. ``ended_at`` of a node that did not complete is
+    when its last task ended, once the run has.
     """
 
     slug: str
@@ -259,6 +261,8 @@ class Run:
             nodes = store.rows.nodes.get_all(connection, self.id)
             undoing = {~node.index: node for node in store.rows.nodes.get_undoing(connection, self.id)}
             counts = store.rows.tasks.count_by_status(connection, self.id)
+            is_any_unclosed = run.ended_at is not None and any(_is_unclosed(node) for node in nodes)
+            last_ends = store.rows.tasks.find_last_ends(connection, self.id) if is_any_unclosed else {}
             definition = store.definitions.get(connection, run.definition_hash).definition
         uncommitted = self._runtime.is_uncommitted(self.id)
         return RunSnapshot(
@@ -282,7 +286,7 @@ class Run:
                     tasks_done=node.tasks_done,
                     tasks=counts.get(node.index, {}),
                     started_at=_seconds(node.opened_at),
-                    ended_at=_seconds(node.closed_at),
+                    ended_at=_seconds(_find_end(run, node, counts.get(node.index, {}), last_ends.get(node.index))),
                     rollback=_describe_undoing(undoing.get(node.index)),
                     rollback_tasks=counts.get(~node.index, {}),
                     run_on=definition.nodes[node.index].run_on,
@@ -534,6 +538,23 @@ def iterate_pages(runtime: Runtime, wanted: RunSelection, *, limit: int | None =
 def _describe_node(status: str, tasks: dict[str, int]) -> str:
     """A node's state as people see it: failed when one of its tasks did, whatever that meant for the run."""
     return "failed" if "failed" in tasks or "crashed" in tasks else status
+
+
+def _is_unclosed(node: NodeRow) -> bool:
+    return node.opened_at is not None and node.closed_at is None
+
+
+def _find_end(run: RunRow, node: NodeRow, tasks: Mapping[str, int], last_end: int | None) -> int | None:
+    """When a node ended. One that did not complete is not closed: in a run that is over, its last task ended it.
+
+    One that had no task yet ended with the run; a finaliser begins after that, and so ends when it begins.
+    """
+    if run.ended_at is None or not _is_unclosed(node) or node.opened_at is None:
+        return node.closed_at
+    is_open = any(tasks.get(status) for status in OPEN_TASK_STATUSES)
+    if is_open or (not tasks and run.epilogue is not None):
+        return None
+    return max(node.opened_at, run.ended_at if last_end is None else last_end)
 
 
 def _describe_undoing(node: NodeRow | None) -> str | None:

@@ -102,12 +102,25 @@ def test_a_runs_page_shows_its_graph_its_nodes_and_its_error(root: Client):
 
     assert 'data-node="resize" data-state="failed"' in page
     assert 'data-node="announce" data-state="not run"' in page
-    assert "ValueError: picture 1 is no &lt;b&gt;JPEG&lt;/b&gt;" in page
+    assert "ValueError: picture 1 is no &lt;b&gt;JPEG&lt;/b&gt; (node resize)" in page
     assert "<b>JPEG" not in page
     assert re.search(r"<details><summary>Traceback</summary><pre[^>]*>Traceback \(most recent call last\)", page)
     assert re.search(r'<tr data-node="resize">.*?1 completed</a>.*?1 failed</a>', page, re.DOTALL)
     assert "customer=42" in page
     assert "&quot;count&quot;: 3" in page
+
+
+def test_a_node_that_did_not_complete_took_until_its_last_task_ended(root: Client):
+    run = start(bad=(1,))
+    (node,) = [each for each in run.snapshot().nodes if each.slug == "resize"]
+    index = [each.slug for each in run.snapshot().nodes].index("resize")
+
+    listed = read(root, show.list_url("node", run=run.id))
+    page = read(root, show.page_url("node", f"{run.id}:{index}"))
+
+    assert node.ended_at is not None
+    assert re.search(rf"closed:?</label>.*?{show.when(node.ended_at)}", page, re.DOTALL | re.IGNORECASE)
+    assert re.search(r'>resize</a>.*?<td class="field-took[^>]*>[\d.]+ ?\w+<', listed, re.DOTALL)
 
 
 @pytest.mark.parametrize("model", ["run", "node", "task", "artifact", "pipeline"])

@@ -309,6 +309,50 @@ def test_a_run_shows_its_nodes_and_tasks(dag: Dagabaaz, gate: Gate):
     assert run.snapshot().ended_at >= shown.created_at
 
 
+def test_a_node_that_did_not_complete_took_until_its_last_task_ended(dag: Dagabaaz, gate: Gate):
+    @dag.plugin
+    def fall() -> None:
+        assert gate.reached.wait(PATIENCE)
+        raise ValueError("down")
+
+    @dag.plugin
+    def hold() -> None:
+        gate.pass_through()
+
+    @dag.plugin
+    def follow() -> None: ...
+
+    with embedded_worker(dag.app, pool="threads", concurrency=2):
+        run = start(dag, node("fall"), node("hold"), node("follow", "fall"))
+        assert run.wait(PATIENCE) == "failed"
+        gate.opened.set()
+        shown = run.snapshot()
+        ends = {task.node: task.ended_at for task in run.tasks()}
+    fall_node, hold_node, follow_node = shown.nodes
+    assert (fall_node.status, hold_node.status) == ("failed", "launched")
+    assert (fall_node.ended_at, hold_node.ended_at) == (ends["fall"], ends["hold"])
+    assert follow_node.ended_at is None  # it never began
+
+
+def test_a_node_that_runs_has_no_end_though_a_task_of_it_has(dag: Dagabaaz, gate: Gate):
+    @dag.plugin
+    def spread() -> list[int]:
+        return [0, 1]
+
+    @dag.plugin
+    def work(value: int) -> None:
+        if value:
+            gate.pass_through()
+
+    with embedded_worker(dag.app, pool="threads", concurrency=1):
+        run = start(dag, node("spread"), node("work", "spread"))
+        assert gate.reached.wait(PATIENCE)
+        wait_until(lambda: statuses(run, "work").count("completed") == 1, "the first task is done")
+        assert run.snapshot().nodes[1].ended_at is None
+        gate.opened.set()
+        assert run.wait(PATIENCE) == "completed"
+
+
 def test_a_handle_is_its_runs_id(dag: Dagabaaz):
     @dag.plugin
     def work() -> None: ...

@@ -116,6 +116,7 @@ class TaskRows:
             .where(by_run)
             .group_by(task.c.node_index, task.c.status)
         )
+        self._last_ends = select(task.c.node_index, func.max(task.c.ended_at)).where(by_run).group_by(task.c.node_index)
         self._statuses_at_node = (
             select(task.c.status, func.count())
             .where(by_run, task.c.node_index == bindparam("b_node"))
@@ -827,6 +828,10 @@ class TaskRows:
         for index, status, number in connection.execute(self._statuses, {"b_run": run_id}):
             counts.setdefault(index, {})[status] = number
         return counts
+
+    def find_last_ends(self, connection: Connection, run_id: str) -> dict[int, int | None]:
+        """For each node, when the last of its tasks that ended did so."""
+        return {row[0]: row[1] for row in connection.execute(self._last_ends, {"b_run": run_id})}
 
     def count_at_node(self, connection: Connection, run_id: str, index: int) -> dict[str, int]:
         """How many of a node's tasks are in which state."""

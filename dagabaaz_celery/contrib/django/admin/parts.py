@@ -4,7 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from django.contrib import admin
-from django.db.models import Count, Prefetch
+from django.db.models import Case, Count, Exists, F, Max, OuterRef, Prefetch, Subquery, When
 from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 
@@ -13,6 +13,7 @@ from dagabaaz_celery.contrib.django.admin import show
 from dagabaaz_celery.contrib.django.admin.base import StoreAdmin
 from dagabaaz_celery.contrib.django.admin.filters import NodeFilter, RunFilter, find_run
 from dagabaaz_celery.contrib.django.models import Artifact, Node, Run, Task, Worker
+from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES
 
 
 class PartAdmin(StoreAdmin):
@@ -77,6 +78,19 @@ class NodeAdmin(PartAdmin):
         ("As the pipeline has it", {"fields": ("definition",)}),
     )
 
+    def get_queryset(self, request: Any) -> Any:
+        """With when each ended: one that did not complete did so with its last task, once its run is over."""
+        of_node = Task.objects.filter(run_id=OuterRef("run_id"), node_index=OuterRef("index")).order_by()
+        last = of_node.values("node_index").annotate(last=Max("ended_at")).values("last")
+        is_left = When(
+            Exists(Run.objects.filter(pk=OuterRef("run_id"), ended_at__isnull=False))
+            & ~Exists(of_node.filter(status__in=[each.value for each in OPEN_TASK_STATUSES])),
+            closed_at__isnull=True,
+            opened_at__isnull=False,
+            then=Subquery(last),
+        )
+        return super().get_queryset(request).annotate(over_at=Case(is_left, default=F("closed_at")))
+
     @admin.display(description="node")
     def name(self, node: Node) -> str:
         """What the pipeline calls it."""
@@ -136,14 +150,14 @@ class NodeAdmin(PartAdmin):
         return show.when(node.opened_at)
 
     @admin.display(description="closed")
-    def closed(self, node: Node) -> str:
+    def closed(self, node: Any) -> str:
         """When its last task was done."""
-        return show.when(node.closed_at)
+        return show.when(node.over_at)
 
     @admin.display(description="took")
-    def took(self, node: Node) -> str:
+    def took(self, node: Any) -> str:
         """From the one to the other."""
-        return show.took(node.opened_at, node.closed_at)
+        return show.took(node.opened_at, node.over_at)
 
     @admin.display(description="node")
     def definition(self, node: Node) -> Any:

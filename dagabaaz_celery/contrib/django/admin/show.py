@@ -76,10 +76,12 @@ def as_error(stored: Mapping[str, Any] | None) -> SafeString | str:
 
 
 def error_line(stored: Mapping[str, Any] | None) -> str:
-    """An error in one line."""
+    """An error in one line; a run's names its node."""
     if not stored:
         return ""
-    return ": ".join(part for part in (stored.get("type"), stored.get("message")) if part)
+    of = "rollback of node" if stored.get("rollback") else "node"
+    place = f" ({of} {stored['node']})" if stored.get("node") else ""
+    return ": ".join(part for part in (stored.get("type"), stored.get("message")) if part) + place
 
 
 def page_url(model: str, key: Any) -> str:
