@@ -437,7 +437,7 @@ class Dagabaaz:
         """
         return prune_now(
             self._runtime,
-            choose_ages(self.settings.retention, older_than, status, limit),
+            choose_ages(self.settings.retention, older_than, status, limit, dry_run=dry_run),
             pipeline=pipeline,
             failed_rollbacks=failed_rollbacks,
             limit=limit,

@@ -5,6 +5,7 @@ the built-in base that a caller would expect.
 """
 
 import difflib
+import enum
 import itertools
 from collections.abc import Iterable, Sequence
 from typing import ClassVar
@@ -24,13 +25,34 @@ def format_problems(heading: str, problems: Sequence[str]) -> str:
     return "\n- ".join([f"{heading}:", *problems])
 
 
+class Remedy(enum.Enum):
+    """What to do about an error, where a program does it by a call: its value says so in Python.
+
+    The command line has words of its own for each.
+    """
+
+    LIST_RUNS = "dag.runs() lists those it has."
+    NAME_NODE = "Start a new run, wait for this one to end, or name the node to begin at: retry(from_node=...)."
+    UNDO_AGAIN = "Mend the cause and call run.rollback(), which tries again, or start a new run."
+    WAIT_FOR_ROLLBACK = "Wait until its rollback is over (run.wait(rollback=True)), then retry it."
+    WAIT_FOR_FINALISERS = "Wait until they are over (run.wait(rollback=True)), then undo it."
+    LOOK_AT_ROLLBACK = "run.rollback_status tells how far it is."
+    LOOK_AT_RUN = "Wait longer, or look at run.snapshot() and the workers' logs."
+    SAY_AGE = "Say how old they must be: older_than, in seconds or as a timedelta."
+
+
 class DagabaazError(Exception):
-    """Something went wrong in dagabaaz-celery."""
+    """Something went wrong in dagabaaz-celery.
+
+    ``message`` is ``facts`` and the ``remedy`` in words, where there is one.
+    """
 
     code: ClassVar[str] = "DGB000"
 
-    def __init__(self, message: str = "") -> None:
-        self.message = message or (type(self).__doc__ or "").strip()
+    def __init__(self, message: str = "", *, remedy: Remedy | None = None) -> None:
+        self.facts = message or (type(self).__doc__ or "").strip()
+        self.remedy = remedy
+        self.message = self.facts if remedy is None else f"{self.facts} {remedy.value}"
         super().__init__(self.message)
 
     def __str__(self) -> str:
@@ -184,9 +206,9 @@ class RunSelectionError(DagabaazError, ValueError):
 
     code = "DGB410"
 
-    def __init__(self, message: str = "", problems: Sequence[str] = ()) -> None:
+    def __init__(self, message: str = "", problems: Sequence[str] = (), *, remedy: Remedy | None = None) -> None:
         self.problems = list(problems)
-        super().__init__(message)
+        super().__init__(message, remedy=remedy)
 
 
 class TransactionOpen(DagabaazError, RuntimeError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus
-from dagabaaz_celery.errors import RunSelectionError, format_problems, suggest_closest
+from dagabaaz_celery.errors import Remedy, RunSelectionError, format_problems, suggest_closest
 
 #: The statuses of runs that have ended, in the order in which they are told.
 ENDED = tuple(status for status in RunStatus if status in RUN_TERMINAL_STATUSES)
@@ -69,11 +69,17 @@ def read_retention(given: Mapping[str, object]) -> Retention:
 
 
 def choose_ages(
-    retention: Retention | None, older_than: object, status: str | None, limit: object = None
+    retention: Retention | None,
+    older_than: object,
+    status: str | None,
+    limit: object = None,
+    *,
+    dry_run: bool = False,
 ) -> dict[RunStatus, float]:
     """Which runs a call means, by status: those that ended more than so many seconds ago.
 
-    ``older_than`` is for every status; without it the setting's ages hold. Raises RunSelectionError.
+    ``older_than`` is for every status; without it the setting's ages hold. Raises RunSelectionError, which says of a
+    ``dry_run`` that nothing was counted.
     """
     statuses = [each.value for each in ENDED]
     problems = []
@@ -90,12 +96,11 @@ def choose_ages(
     wanted = [each for each in ENDED if status in (None, each.value)]
     ages = (retention.ages if retention else {}) if seconds is None else dict.fromkeys(ENDED, seconds)
     chosen = {each: ages[each] for each in wanted if each in ages}
-    if not problems and not chosen:
-        of = "" if status is None else f" that are {status}"
-        problems.append(
-            f"dagabaaz_retention says nothing of runs{of}, so that they are kept for ever. Say how old they must be: "
-            "older_than, in seconds or as a timedelta"
-        )
+    heading = f"No run was {'counted' if dry_run else 'deleted'}"
     if problems:
-        raise RunSelectionError(format_problems("No run was deleted", problems), problems)
+        raise RunSelectionError(format_problems(heading, problems), problems)
+    if not chosen:
+        of = "" if status is None else f" that are {status}"
+        problem = f"dagabaaz_retention says nothing of runs{of}, so that they are kept for ever."
+        raise RunSelectionError(f"{heading}: {problem}", [problem], remedy=Remedy.SAY_AGE)
     return chosen

@@ -12,7 +12,7 @@ from celery._state import get_current_worker_task
 
 from dagabaaz_celery.cancellation import CANCELLED_BY_APP, cancel_run
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
-from dagabaaz_celery.errors import UnknownNode, WaitRefused, WaitTimeout
+from dagabaaz_celery.errors import Remedy, UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.selection import RunSelection
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
@@ -214,8 +214,8 @@ class Run:
             self._refuse_wait_in_transaction()
             if deadline is not None and time.monotonic() >= deadline:
                 raise WaitTimeout(
-                    f"Run {self.id} is {status} after {timeout} s; it goes on. {self._describe_open_tasks()} Wait "
-                    "longer, or look at run.snapshot() and the workers' logs."
+                    f"Run {self.id} is {status} after {timeout} s; it goes on. {self._describe_open_tasks()}",
+                    remedy=Remedy.LOOK_AT_RUN,
                 )
             yield Look(status, pause)
             pause = min(pause * 1.5, _LONGEST_PAUSE)

@@ -18,6 +18,7 @@ from dagabaaz_celery.cli.output import (
     print_line,
     say_error,
 )
+from dagabaaz_celery.cli.remedies import phrase
 from dagabaaz_celery.drawing import DrawnNode, draw_run
 from dagabaaz_celery.errors import WaitTimeout
 from dagabaaz_celery.run import Run, RunSnapshot
@@ -44,7 +45,7 @@ def follow(ctx: click.Context, run: Run, *, timeout: float | None = None, as_jso
         with _open_view(ctx, as_json=as_json) as view:
             status = _watch(run, view, timeout)
     except WaitTimeout as error:
-        say_error(f"Error [{error.code}]: {error.message}")
+        say_error(f"Error [{error.code}]: {phrase(error)}")
         return ExitCode.NOT_ENDED
     except KeyboardInterrupt:
         say_error(f"\nRun {run.id} goes on. `watch {run.id}` shows it again, `cancel {run.id}` ends it.")

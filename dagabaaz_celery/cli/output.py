@@ -14,6 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
+from dagabaaz_celery.cli.remedies import phrase
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.errors import DagabaazError, StoreUnavailable
 from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
@@ -217,7 +218,7 @@ def format_duration(seconds: float | None) -> str:
 def report_error(error: Exception) -> int | None:
     """Print an error that users can do something about, and return the exit code; None for any other."""
     if isinstance(error, DagabaazError):
-        say_error(f"Error [{error.code}]: {error.message}")
+        say_error(f"Error [{error.code}]: {phrase(error)}")
         return ExitCode.UNAVAILABLE if isinstance(error, StoreUnavailable) else ExitCode.REFUSED
     if isinstance(error, DATABASE_ERRORS):
         reason = str(getattr(error, "orig", None) or error).strip().splitlines()[0]

@@ -20,6 +20,7 @@ from dagabaaz_celery.cli.output import (
     print_table,
 )
 from dagabaaz_celery.cli.references import find_run
+from dagabaaz_celery.cli.remedies import phrase
 from dagabaaz_celery.cli.tree import draw_tree
 from dagabaaz_celery.cli.types import PIPELINE, PIPELINE_OR_RUN
 from dagabaaz_celery.drawing import Drawing, draw_pipeline, draw_run, to_dot, to_json, to_mermaid, to_svg
@@ -152,4 +153,4 @@ def _find_drawing(dag: Dagabaaz, what: str) -> Drawing:
         try:
             return draw_run(find_run(dag, what).snapshot())
         except UnknownRun as no_run:
-            raise UnknownRun(f"{no_run.message} {no_pipeline.message}") from None
+            raise UnknownRun(f"{phrase(no_run)} {phrase(no_pipeline)}") from None

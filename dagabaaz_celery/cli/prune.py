@@ -41,7 +41,7 @@ def prune(
 
     \b
     Examples:
-      celery -A proj dagabaaz prune --dry-run
+      celery -A proj dagabaaz prune --older-than 30d --dry-run
       celery -A proj dagabaaz prune --status completed --older-than 30d --yes
     """
     if as_json and not (yes or dry_run):

@@ -120,7 +120,9 @@ def resume(ctx: click.Context, run: str) -> None:
 @click.option("--pipeline", type=PIPELINE, help="Every open run of this pipeline.")
 @click.option("--tag", "tags", type=NAMED_VALUE, multiple=True, help="Every open run with this tag; several: with all.")
 @click.option(
-    "--status", type=click.Choice([each.value for each in RunStatus]), help="Every run in this status; running: all."
+    "--status",
+    type=click.Choice([RunStatus.RUNNING.value]),
+    help="Every open run: only those can be cancelled.",
 )
 @click.option("--reason", default=CANCELLED_BY_APP, show_default=True, help="Why, as the run's error says it.")
 @click.option("--terminate", is_flag=True, help="End the bodies that run, too, where their pool can.")
@@ -136,7 +138,7 @@ def cancel(
     terminate: bool,
     yes: bool,
 ) -> None:
-    """Cancel runs: those that are named, or every open one of a pipeline, with a tag or in a status.
+    """Cancel runs: those that are named, every open one of a pipeline or with a tag, or every open one.
 
     Before it cancels every run of a kind it says how many there are, and asks. Of @last it says at a terminal which run
     that is, and asks. What has ended stays as it is.
@@ -146,10 +148,14 @@ def cancel(
       celery -A proj dagabaaz cancel 01a22bc9 --reason "wrong file"
       celery -A proj dagabaaz cancel --pipeline media --tag customer=42
     """
-    dag = find_dag(ctx)
     which = _Which(pipeline, dict(tags), status)
     if runs and which.is_given:
         raise click.UsageError("Name runs, or say which by --pipeline, --tag or --status; not both.")
+    if not runs and not which.is_given:
+        raise click.UsageError(
+            "Name runs, or say which by --pipeline or --tag. To cancel every run that is open, say --status running."
+        )
+    dag = find_dag(ctx)
     console = open_console(ctx)
     for run in _find_named(dag, runs, "Cancel", yes=yes):
         run.cancel(reason, terminate=terminate)
@@ -180,10 +186,10 @@ class _Which:
 def _ask(dag: Dagabaaz, which: _Which) -> None:
     """Say how many runs are meant, and go on only if that is wanted."""
     count = 0
-    for status in OPEN_RUN_STATUSES if which.status is None else [which.status]:
+    for status in OPEN_RUN_STATUSES:
         found = dag.runs(pipeline=which.pipeline, tags=which.tags, status=status)
         count += sum(1 for _ in islice(found, _MAX_COUNTED))
-    if count and which.status in (None, *OPEN_RUN_STATUSES):  # what has ended is refused in a moment
+    if count:
         click.confirm(f"Cancel {_count(count)}{' or more' if count >= _MAX_COUNTED else ''}?", abort=True)
 
 

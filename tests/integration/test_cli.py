@@ -17,6 +17,8 @@ from click.testing import CliRunner
 
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.cli import COMMANDS, dagabaaz, steer
+from dagabaaz_celery.cli.remedies import WORDS
+from dagabaaz_celery.errors import Remedy, RunStateError
 from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.pipeline import Pipeline
 from dagabaaz_celery.run import NodeSnapshot, RunSnapshot
@@ -437,10 +439,34 @@ def test_runs_of_a_kind_are_counted_and_cancelled_when_that_is_confirmed(quiet_s
     assert [run.status for run in runs] == ["cancelled"] * 3
     assert other.status == "running"
     assert quiet_shell.type("cancel", "--pipeline", "good") == "0 runs cancelled.\n"
-    assert "[DGB410]" in quiet_shell.refuse("cancel")
-    assert "[DGB410]" in quiet_shell.refuse("cancel", "--status", "failed")
+    assert "--pipeline or --tag" in quiet_shell.refuse("cancel", code=2)
+    assert "'running'" in quiet_shell.refuse("cancel", "--status", "failed", code=2)
     assert "not both" in quiet_shell.refuse("cancel", other.id, "--pipeline", "slow", code=2)
     assert "1 run cancelled" in quiet_shell.type("cancel", "--status", "running", "--yes")
+
+
+# -- what to do about an error
+
+
+def test_every_remedy_has_words_of_the_command_line():
+    assert set(WORDS) == set(Remedy)
+    assert not [words for words in WORDS.values() if re.search(r"\w\(|\w=", words)]
+
+
+def test_what_cannot_be_done_is_told_with_what_to_type(shell: Shell):
+    run = start(shell.dag, "good")
+    assert "name the node to begin at: `--from SLUG`" in shell.refuse("retry", run.id)
+    shell.type("rollback", run.id, "--watch")
+    assert "`show` tells how far it is" in shell.refuse("rollback", run.id)
+    assert "`runs` lists those it has" in shell.refuse("show", new_id())
+    stuck = start(shell.dag, "stuck")
+    shell.type("rollback", stuck.id, "--watch", code=3)
+    assert "try again with `rollback`" in shell.refuse("retry", stuck.id, "--from", "made")
+    slow = shell.dag.start("slow")
+    assert "see what `show`, `doctor`" in shell.refuse("watch", slow.id, "--timeout", "0", code=6)
+    with pytest.raises(RunStateError, match=r"retry\(from_node=\.\.\.\)"):
+        start(shell.dag, "good").retry()
+    slow.cancel()
 
 
 # -- tables

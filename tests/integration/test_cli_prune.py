@@ -1,5 +1,6 @@
 """``celery -A proj dagabaaz prune``: counts, asks, and deletes old runs."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,9 +39,19 @@ def test_runs_are_counted_and_deleted_when_that_is_confirmed(two_runs: Shell):
 
 
 def test_what_says_of_no_run_that_it_goes_is_refused(quiet_shell: Shell):  # noqa: F811
-    assert "[DGB410]: No run was deleted: dagabaaz_retention says nothing" in quiet_shell.refuse("prune", "--dry-run")
+    said = quiet_shell.refuse("prune", "--dry-run")
+    assert "[DGB410]: No run was counted: dagabaaz_retention says nothing" in said
+    assert said.endswith("Say how old they must be: `--older-than 30d`.\n")
+    assert "No run was deleted: " in quiet_shell.refuse("prune", "--yes")
     assert "add --yes to delete" in quiet_shell.refuse("prune", "--json", code=2)
     assert "running" in quiet_shell.refuse("prune", "--status", "running", code=2)
+
+
+def test_each_example_works_without_settings(quiet_shell: Shell):  # noqa: F811
+    examples = re.findall(r"^ +celery -A proj dagabaaz (prune .*)$", quiet_shell.type("prune", "--help"), re.MULTILINE)
+    assert len(examples) == 2
+    for example in examples:
+        assert quiet_shell.type(*example.split()).startswith("0 runs ")
 
 
 def test_an_age_without_a_unit_is_refused_with_what_to_type(two_runs: Shell):

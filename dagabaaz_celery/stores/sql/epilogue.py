@@ -16,7 +16,7 @@ that end. While a run waits for its last bodies, its owed row has every sweep lo
 from dataclasses import replace
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES
-from dagabaaz_celery.errors import RunStateError
+from dagabaaz_celery.errors import Remedy, RunStateError
 from dagabaaz_celery.graph import measure_depths
 from dagabaaz_celery.stores.sql.records import NodeRow
 from dagabaaz_celery.stores.sql.transaction import RunTransaction
@@ -65,11 +65,11 @@ def _refuse_rollback(transaction: RunTransaction) -> None:
         raise RunStateError(f"Run {run.id} is {run.status}: it can be undone once it has ended. Cancel it first.")
     if run.rollback_status in ("running", "done"):
         is_so = "is being undone" if run.rollback_status == "running" else "was undone already"
-        raise RunStateError(f"Run {run.id} {is_so}: there is nothing to do. run.rollback_status tells how far it is.")
+        raise RunStateError(f"Run {run.id} {is_so}: there is nothing to do.", remedy=Remedy.LOOK_AT_ROLLBACK)
     if run.epilogue is not None:
         raise RunStateError(
-            f"The finalisers of run {run.id} are at work, and may use what would be undone. Wait until they are over "
-            "(run.wait(rollback=True)), then undo it."
+            f"The finalisers of run {run.id} are at work, and may use what would be undone.",
+            remedy=Remedy.WAIT_FOR_FINALISERS,
         )
 
 

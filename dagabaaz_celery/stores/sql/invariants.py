@@ -18,7 +18,7 @@ from sqlalchemy import Connection, bindparam, exists, func, not_, select
 from sqlalchemy.exc import DBAPIError
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, TASK_DONE_STATUSES, TASK_TERMINAL_STATUSES, RunStatus
-from dagabaaz_celery.errors import DagabaazError, StoreError, UnknownRun
+from dagabaaz_celery.errors import DagabaazError, Remedy, StoreError, UnknownRun
 from dagabaaz_celery.stores.sql.command_line import end_quietly
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition
 from dagabaaz_celery.stores.sql.invariant_rules import Rule, build_rules, in_runs
@@ -126,7 +126,7 @@ class _BatchCheck:
     def find(self, at_rest: bool, *, strict: bool) -> list[str]:
         """Each broken invariant, by run. ``strict``: a run that is not there is the caller's mistake."""
         if strict and self._missing:
-            raise UnknownRun(f"The store has no run {self._missing[0]}. dag.runs() lists those it has.")
+            raise UnknownRun(f"The store has no run {self._missing[0]}.", remedy=Remedy.LIST_RUNS)
         found: dict[str, list[str]] = {run_id: [] for run_id in self._runs}
         for run_id, run in self._runs.items():
             found[run_id] += self._check_run(run)

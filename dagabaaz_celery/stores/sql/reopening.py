@@ -5,7 +5,7 @@ from collections.abc import Collection
 from dataclasses import asdict, replace
 
 from dagabaaz_celery.constants import RUN_RETRYABLE_STATUSES, RUN_TERMINAL_STATUSES, TASK_RETRYABLE_STATUSES
-from dagabaaz_celery.errors import RunStateError, UnknownNode
+from dagabaaz_celery.errors import Remedy, RunStateError, UnknownNode
 from dagabaaz_celery.graph import find_descendants
 from dagabaaz_celery.retry import compute_retry_boundary, retry_run
 from dagabaaz_celery.stores.sql.records import NodeRow, TaskError
@@ -43,20 +43,20 @@ def _refuse(transaction: RunTransaction, from_node: str | None) -> None:
     run = transaction.run
     if from_node is None and run.status not in RUN_RETRYABLE_STATUSES:
         raise RunStateError(
-            f"Run {run.id} is {run.status}: only a run that failed, crashed or was cancelled can be retried. Start a "
-            "new run, wait for this one to end, or name the node to begin at: retry(from_node=...)."
+            f"Run {run.id} is {run.status}: only a run that failed, crashed or was cancelled can be retried.",
+            remedy=Remedy.NAME_NODE,
         )
     if run.status not in RUN_TERMINAL_STATUSES:
         raise RunStateError(f"Run {run.id} is {run.status}: it can be retried once it has ended. Wait, or cancel it.")
     if run.rollback_status == "running":
         raise RunStateError(
-            f"Run {run.id} is being undone: a retry would do again what is undone at the same time. Wait until its "
-            "rollback is over (run.wait(rollback=True)), then retry it."
+            f"Run {run.id} is being undone: a retry would do again what is undone at the same time.",
+            remedy=Remedy.WAIT_FOR_ROLLBACK,
         )
     if run.rollback_status == "failed":
         raise RunStateError(
-            f"A part of run {run.id} could not be undone, so that nobody knows what a retry would begin with. Mend the "
-            "cause and call run.rollback(), which tries again, or start a new run."
+            f"A part of run {run.id} could not be undone, so that nobody knows what a retry would begin with.",
+            remedy=Remedy.UNDO_AGAIN,
         )
 
 

@@ -18,7 +18,7 @@ from dagabaaz_celery.constants import (
     RunStatus,
     TaskStatus,
 )
-from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, UnknownRun
+from dagabaaz_celery.errors import KeyConflict, Remedy, RunStateError, StoreError, UnknownRun
 from dagabaaz_celery.filter import assign_origin
 from dagabaaz_celery.json_door import find_problem_in_text
 from dagabaaz_celery.pipeline import Definition
@@ -1117,7 +1117,7 @@ class SqlStore:
         _refuse_other_ids(run_id)
         run = self.rows.runs.get(connection, run_id)
         if run is None:
-            raise UnknownRun(f"The store has no run {run_id}. dag.runs() lists those it has.")
+            raise UnknownRun(f"The store has no run {run_id}.", remedy=Remedy.LIST_RUNS)
         if not also_pruned:
             refuse_pruned(run)
         return run
@@ -1126,7 +1126,7 @@ class SqlStore:
 def _refuse_other_ids(run_id: object) -> None:
     """What is no UUID is no run's id; a database would answer it with an error of its own."""
     if not is_id(run_id):
-        raise UnknownRun(f"{run_id!r} is no run id, so that no run can have it. Look at dag.runs().")
+        raise UnknownRun(f"{run_id!r} is no run id, so that no run can have it.", remedy=Remedy.LIST_RUNS)
 
 
 def _to_work(found: AttemptContext) -> Work:

@@ -20,7 +20,7 @@ from dagabaaz_celery.constants import (
     RunStatus,
     TaskStatus,
 )
-from dagabaaz_celery.errors import RunPruned, UnknownRun
+from dagabaaz_celery.errors import Remedy, RunPruned, UnknownRun
 from dagabaaz_celery.models import DagArtifact, DagNode, RetryableTaskInfo, TaskArtifact, TaskContext
 from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
 from dagabaaz_celery.stores.sql.claims import ClaimRows
@@ -76,8 +76,8 @@ def refuse_pruned(run: RunRow) -> None:
     """Raise RunPruned for a run that retention has given up: what is still there of it goes, too."""
     if run.pruned_at is not None:
         raise RunPruned(
-            f"Run {run.id} was {run.status}, and is deleted by now, as dagabaaz_retention or a call of dag.prune() "
-            "says: only run.status is left of it. Start a new run."
+            f"Run {run.id} was {run.status}, and is deleted by now, as dagabaaz_retention or a prune said: only its "
+            "status is left. Start a new run."
         )
 
 
@@ -142,7 +142,7 @@ class RunTransaction:
         if self._run is None:
             self._run = self.rows.runs.lock(self.connection, self.run_id)
             if self._run is None:
-                raise UnknownRun(f"The store has no run {self.run_id}. dag.runs() lists those it has.")
+                raise UnknownRun(f"The store has no run {self.run_id}.", remedy=Remedy.LIST_RUNS)
             refuse_pruned(self._run)
             self._nodes_done = self._run.nodes_done
         return self._run
