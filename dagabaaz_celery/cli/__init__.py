@@ -4,8 +4,9 @@ Celery imports this module at the start of every one of its commands, workers to
 each command's module when that command is wanted.
 """
 
+from copy import copy
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from celery.bin.base import handle_preload_options
@@ -33,6 +34,12 @@ COMMANDS = {
 }
 
 
+AnyCommand = TypeVar("AnyCommand", bound=click.Command)
+
+#: How examples in ``--help`` begin.
+_EXAMPLE = "celery -A proj dagabaaz"
+
+
 class LazyGroup(DYMGroup):  # type: ignore[misc]  # click_didyoumean ships no types
     """A group whose commands are imported when they are asked for; what they raise on purpose is told in a line."""
 
@@ -46,7 +53,11 @@ class LazyGroup(DYMGroup):  # type: ignore[misc]  # click_didyoumean ships no ty
             return None
         module, _, attribute = COMMANDS[cmd_name].partition(":")
         command: click.Command = getattr(import_module(module), attribute)
-        return command
+        return _name_as_called(command, ctx)
+
+    def get_help(self, ctx: click.Context) -> str:
+        """The help, with an example that begins as the command did."""
+        return str(click.Group.get_help(_name_as_called(self, ctx), ctx))
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. A DagabaazError, or a database that is away, ends it with a message and an exit code."""
@@ -59,6 +70,16 @@ class LazyGroup(DYMGroup):  # type: ignore[misc]  # click_didyoumean ships no ty
             if code is None:
                 raise
             ctx.exit(code)
+
+
+def _name_as_called(command: AnyCommand, ctx: click.Context) -> AnyCommand:
+    """The command, with examples for who called the group by another program than celery, as by manage.py."""
+    called = ctx.find_root().info_name or ""
+    if not called.endswith(" dagabaaz"):
+        return command
+    named = copy(command)
+    named.help = (command.help or "").replace(_EXAMPLE, called)
+    return named
 
 
 @click.group(cls=LazyGroup)

@@ -1,23 +1,16 @@
-"""``init``: a starter file for a project that has none, and what a Django project needs."""
+"""``init``: a starter file for a project that has none, and what an app or a Django project lacks."""
 
-import re
 from pathlib import Path
 
 import click
 from celery.bin.base import CeleryCommand
 
+from dagabaaz_celery.app import Dagabaaz, live_dagabaaz
 from dagabaaz_celery.cli.context import is_app_named
+from dagabaaz_celery.cli.init_django import start_in_django
 from dagabaaz_celery.cli.output import ExitCode, say_error
-from dagabaaz_celery.cli.starters import (
-    ADDED_LINES,
-    DJANGO_CELERY,
-    DJANGO_INIT,
-    DJANGO_PIPELINES,
-    DJANGO_SETTINGS,
-    STARTER,
-)
-
-_SETTINGS_MODULE = re.compile(r"""DJANGO_SETTINGS_MODULE["'],\s*["']([\w.]+)["']""")
+from dagabaaz_celery.cli.starters import ADDED_LINES, ADDED_PIPELINE, ADDED_STORE, STARTER, write_new
+from dagabaaz_celery.errors import StoreUrlMissing
 
 
 @click.command(cls=CeleryCommand)
@@ -26,8 +19,9 @@ _SETTINGS_MODULE = re.compile(r"""DJANGO_SETTINGS_MODULE["'],\s*["']([\w.]+)["']
 def init(ctx: click.Context, name: str) -> None:
     """Write a starter file with an app, plugins and a pipeline, and say what comes next.
 
-    NAME is the module to make, "proj" if left out. In a Django project, where manage.py is, NAME is the Django app
-    that gets a pipelines.py. With -A it says what to add to the app that is there. No file is ever overwritten.
+    NAME is the module to make, "proj" if left out. In a Django project, where manage.py is, NAME is the Django app that
+    gets a pipelines.py. Elsewhere -A has it write nothing, and say what the app that is there lacks. No file is ever
+    overwritten.
 
     \b
     Examples:
@@ -35,9 +29,9 @@ def init(ctx: click.Context, name: str) -> None:
       celery -A shop dagabaaz start hello --input name=World --watch
     """
     if Path("manage.py").is_file():
-        _start_in_django(ctx, name)
+        start_in_django(ctx, name)
     elif "app" in ctx.find_root().params and is_app_named(ctx):
-        click.echo(f"Add this to the module of your app:\n\n{ADDED_LINES}")
+        _say_what_is_missing(ctx)
     else:
         _start_module(ctx, name or "proj")
 
@@ -47,7 +41,7 @@ def _start_module(ctx: click.Context, name: str) -> None:
     if not module.isidentifier():
         raise click.BadParameter(f"{name!r} is no name of a Python module: take letters, digits and _.")
     path = Path(f"{module}.py")
-    if not _write(path, STARTER.format(module=module)):
+    if not write_new(path, STARTER.format(module=module, prefix="")):
         say_error(f"{path} is there, and stays as it is. Name another: celery dagabaaz init NAME")
         ctx.exit(ExitCode.REFUSED)
     click.echo(
@@ -57,65 +51,24 @@ def _start_module(ctx: click.Context, name: str) -> None:
     )
 
 
-def _start_in_django(ctx: click.Context, name: str) -> None:
-    project = _find_project()
-    apps = sorted(path.parent.name for path in Path().glob("*/apps.py"))
-    name = name or (apps[0] if len(apps) == 1 else "")
-    if name and not Path(name).is_dir():
-        say_error(f"There is no Django app {name} here. Make it first: python manage.py startapp {name}")
-        ctx.exit(ExitCode.REFUSED)
-    _write_unless_there(Path(project, "celery.py"), DJANGO_CELERY.format(project=project))
-    package = Path(project, "__init__.py")
-    is_empty = package.exists() and not package.read_text(encoding="utf-8").strip()
-    if is_empty:
-        package.write_text(DJANGO_INIT, encoding="utf-8")
-        click.echo(f"Wrote {package}, which was empty.")
-    if name:
-        _write_unless_there(Path(name, "pipelines.py"), DJANGO_PIPELINES.format())
-    _say_what_django_needs(project, name, package=None if is_empty else package)
-
-
-def _find_project() -> str:
-    """The package of the settings that manage.py names."""
-    found = _SETTINGS_MODULE.search(Path("manage.py").read_text(encoding="utf-8"))
-    package = found[1].partition(".")[0] if found else ""
-    if not package or not Path(package).is_dir():
-        raise click.UsageError(
-            "manage.py does not say in which package here the settings are, so it is not clear where celery.py goes. "
-            "Follow docs/howto/command-line.md by hand."
-        )
-    return package
-
-
-def _say_what_django_needs(project: str, name: str, *, package: Path | None) -> None:
-    if package is not None and "celery" not in package.read_text(encoding="utf-8"):
-        click.echo(f"\nAdd to {package}:\n\n{DJANGO_INIT}")
-    own = f'    "{name}",' if name else '    "your_app",  # python manage.py startapp your_app'
-    click.echo(f"\nAdd to the settings:\n\n{DJANGO_SETTINGS.format(own=own)}")
-    if not name:
-        click.echo("Then have an app's pipelines.py written: celery dagabaaz init your_app\n")
+def _say_what_is_missing(ctx: click.Context) -> None:
+    app = ctx.obj.app
+    app.loader.import_default_modules()
+    if not any(dag.app is app for dag in live_dagabaaz()):
+        click.echo(f"Add this to the module of your app:\n\n{ADDED_LINES}")
         return
-    click.echo(
-        f"Next, make the tables, start a worker in one terminal, and a run in another:\n\n"
-        f"  python manage.py migrate\n"
-        f"  celery -A {project} worker\n"
-        f"  celery -A {project} dagabaaz start hello --input name=World --watch"
-    )
+    dag = Dagabaaz.of(app)
+    missing = [ADDED_STORE] if _lacks_store(dag) else []
+    missing += [] if dag._pipelines else [ADDED_PIPELINE]
+    if missing:
+        click.echo("Your app has a Dagabaaz. Add this to its module:\n\n" + "\n".join(missing))
+    else:
+        click.echo("Your app has what it needs: `pipelines` lists what can be started, `doctor` checks the set-up.")
 
 
-def _write_unless_there(path: Path, text: str) -> None:
-    if not _write(path, text):
-        click.echo(f"{path} is there, and stays as it is.")
-
-
-def _write(path: Path, text: str) -> bool:
-    """Write a new file; whether there was none."""
+def _lacks_store(dag: Dagabaaz) -> bool:
     try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        raise click.UsageError(f"{path} cannot be written: {error.strerror}.") from None
-    click.echo(f"Wrote {path}.")
-    return True
+        dag._runtime.store  # noqa: B018  # without a URL it cannot be made
+    except StoreUrlMissing:
+        return True
+    return False

@@ -1,29 +1,36 @@
-"""What ``init`` writes and shows."""
+"""What ``init`` writes and shows.
+
+Plugins and pipelines have one name in the whole project: ``prefix`` keeps those of a Django app apart from others'.
+"""
+
+from pathlib import Path
+
+import click
 
 _PIPELINE = '''@dag.plugin
-def find_names(name: str) -> list[dict]:
+def {prefix}find_names(name: str) -> list[dict]:
     """Every artifact that is returned becomes a task of the next node."""
     return [{{"name": word}} for word in name.split()]
 
 
 @dag.plugin
-def greet(name: str) -> dict:
+def {prefix}greet(name: str) -> dict:
     return {{"greeting": f"Hello, {{name}}!"}}
 
 
 @dag.plugin
-def collect(artifacts: list[TaskArtifact]) -> str:
+def {prefix}collect(artifacts: list[TaskArtifact]) -> str:
     """An aggregate gets all that the node before it produced."""
     return " ".join(artifact.metadata["greeting"] for artifact in artifacts)
 
 
 dag.register(
     Pipeline(
-        "hello",
+        "{prefix}hello",
         nodes=[
-            DagNode(slug="names", plugin="find_names"),
-            DagNode(slug="greet", plugin="greet", depends_on=["names"]),
-            DagNode(slug="collect", plugin="collect", depends_on=["greet"], fan_mode="aggregate"),
+            DagNode(slug="names", plugin="{prefix}find_names"),
+            DagNode(slug="greet", plugin="{prefix}greet", depends_on=["names"]),
+            DagNode(slug="collect", plugin="{prefix}collect", depends_on=["greet"], fan_mode="aggregate"),
         ],
     )
 )
@@ -54,14 +61,14 @@ dag = Dagabaaz.embedded(app)
     + _PIPELINE
 )
 
-ADDED_LINES = """from dagabaaz_celery.app import Dagabaaz
-from dagabaaz_celery.models import DagNode
+ADDED_STORE = """app.conf.dagabaaz_store_url = "postgresql+psycopg://user@host/database"
+"""
+
+_IMPORTS = """from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.pipeline import Pipeline
+"""
 
-app.conf.dagabaaz_store_url = "postgresql+psycopg://user@host/database"
-dag = Dagabaaz(app)
-
-
+_ONE_NODE = """
 @dag.plugin
 def greet(name: str) -> str:
     return f"Hello, {name}!"
@@ -69,6 +76,15 @@ def greet(name: str) -> str:
 
 dag.register(Pipeline("hello", nodes=[DagNode(slug="greet", plugin="greet")]))
 """
+
+#: For an app that has a Dagabaaz and no pipeline; and for one that has none.
+ADDED_PIPELINE = f"{_IMPORTS}\n{_ONE_NODE}"
+ADDED_LINES = f"""from dagabaaz_celery.app import Dagabaaz
+{_IMPORTS}
+{ADDED_STORE}dag = Dagabaaz(app)
+
+{_ONE_NODE}"""
+
 
 DJANGO_INIT = """from .celery import app as celery_app
 
@@ -103,9 +119,18 @@ from dagabaaz_celery.pipeline import Pipeline
     + _PIPELINE
 )
 
-DJANGO_SETTINGS = """INSTALLED_APPS += [
-    "dagabaaz_celery.contrib.django",
-{own}
-]
-CELERY_BROKER_URL = "redis://localhost:6379/0"
-"""
+DJANGO_APP = "dagabaaz_celery.contrib.django"
+DJANGO_BROKER = 'CELERY_BROKER_URL = "redis://localhost:6379/0"'
+
+
+def write_new(path: Path, text: str) -> bool:
+    """Write a new file, and say so; whether there was none. Raises click's UsageError where it cannot be written."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        raise click.UsageError(f"{path} cannot be written: {error.strerror}.") from None
+    click.echo(f"Wrote {path}.")
+    return True

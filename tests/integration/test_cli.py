@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -495,7 +496,7 @@ def complete(dag: Dagabaaz, *words: str) -> list[str]:
     return [item.value for item in ShellComplete(dagabaaz, given, "x", "_X").get_completions(before, incomplete)]
 
 
-def put_in_module(dag: Dagabaaz, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def put_in_module(dag: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make an app what ``-A name`` finds."""
     module = types.ModuleType(name)
     module.app = dag.app  # type: ignore[attr-defined]
@@ -547,7 +548,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def init(*words: str, code: int = 0) -> str:
-    result = CliRunner().invoke(celery_command, ["dagabaaz", "init", *words])
+    result = CliRunner().invoke(celery_command, ["dagabaaz", "init", *words], auto_envvar_prefix="CELERY")
     assert result.exit_code == code, result.output
     return result.output
 
@@ -563,12 +564,27 @@ def test_init_writes_a_starter_and_never_over_a_file(folder: Path):
     assert "no name of a Python module" in init("no-name", code=2)
 
 
-def test_init_with_an_app_says_what_to_add(quiet_shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setenv("CELERY_APP", "shop_that_is_there")
-    put_in_module(quiet_shell.dag, "shop_that_is_there", monkeypatch)
-    result = CliRunner().invoke(celery_command, ["dagabaaz", "init"], auto_envvar_prefix="CELERY")
-    assert "dag = Dagabaaz(app)" in result.output
-    assert list(folder.iterdir()) == [] or not (folder / "proj.py").exists()
+def test_init_with_an_app_says_what_it_lacks(quiet_shell: Shell, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def ask(app: Celery, module: str) -> str:
+        put_in_module(types.SimpleNamespace(app=app), module, monkeypatch)
+        monkeypatch.setenv("CELERY_APP", module)
+        return init()
+
+    bare = Celery("bare", broker="redis://127.0.0.1:1/0", set_as_current=False)
+    said = ask(bare, "an_app_without_a_dagabaaz")
+    assert "dag = Dagabaaz(app)" in said
+    assert 'dag.register(Pipeline("hello"' in said
+    dag = Dagabaaz(bare)
+    said = ask(bare, "an_app_without_a_store_and_pipelines")
+    assert "dagabaaz_store_url = " in said
+    assert 'dag.register(Pipeline("hello"' in said
+    assert "Dagabaaz(app)" not in said
+    dag.close()
+    bare.close()
+    said = ask(quiet_shell.dag.app, "an_app_that_lacks_nothing")
+    assert "`pipelines` lists" in said
+    assert "Add" not in said
+    assert not (folder / "proj.py").exists()
 
 
 def test_init_writes_what_a_django_project_needs(folder: Path):
@@ -589,3 +605,38 @@ def test_init_writes_what_a_django_project_needs(folder: Path):
     assert "from dagabaaz_celery.contrib.django import dag" in (folder / "orders" / "pipelines.py").read_text()
     assert '"dagabaaz_celery.contrib.django",\n    "orders",' in said
     assert "python manage.py migrate" in said
+    assert "start orders_hello --input name=World" in said
+
+    settings = folder / "site_of_mine" / "settings.py"
+    with settings.open("a") as file:
+        file.write("\nINSTALLED_APPS += [\n    'dagabaaz_celery.contrib.django',\n    'orders.apps.OrdersConfig',\n]\n")
+        file.write('# CELERY_BROKER_URL = "amqp://"\n')
+    said = init()
+    assert "INSTALLED_APPS" not in said
+    assert "CELERY_BROKER_URL = " in said
+    assert "dagabaaz pipelines" in said  # what is written there is not known here
+
+
+def test_init_gives_each_django_app_names_of_its_own(folder: Path):
+    from django.core.management import call_command
+
+    call_command("startproject", "site_of_mine", str(folder))
+    with (folder / "site_of_mine" / "settings.py").open("a") as file:
+        file.write("INSTALLED_APPS += ['dagabaaz_celery.contrib.django', 'orders', 'parcels']\n")
+        file.write("CELERY_BROKER_URL = 'memory://'\n")
+    for name in ("orders", "parcels"):
+        (folder / name).mkdir()
+        call_command("startapp", name, str(folder / name))
+        assert "Add to the settings" not in init(name)
+
+    def manage(*words: str) -> str:
+        command = [sys.executable, "manage.py", *words]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    manage("migrate", "dagabaaz")
+    lines = manage("dagabaaz", "pipelines").splitlines()
+    assert [line.split()[0] for line in lines] == ["PIPELINE", "orders_hello", "parcels_hello"]
+    assert "  manage.py dagabaaz runs --status failed" in manage("dagabaaz", "--help")
+    assert "  manage.py dagabaaz show @last --traceback" in manage("dagabaaz", "show", "--help")

@@ -20,7 +20,15 @@ from dagabaaz_celery.cli.output import (
     print_line,
     print_table,
 )
-from dagabaaz_celery.cli.starters import ADDED_LINES, DJANGO_CELERY, DJANGO_INIT, DJANGO_PIPELINES, STARTER
+from dagabaaz_celery.cli.starters import (
+    ADDED_LINES,
+    ADDED_PIPELINE,
+    ADDED_STORE,
+    DJANGO_CELERY,
+    DJANGO_INIT,
+    DJANGO_PIPELINES,
+    STARTER,
+)
 from dagabaaz_celery.cli.tree import draw_tree
 from dagabaaz_celery.cli.types import DURATION, NAMED_VALUE
 from dagabaaz_celery.constants import RunStatus
@@ -251,6 +259,7 @@ def test_bars_fit_a_small_terminal_and_say_what_is_not_shown():
 
 
 def test_what_is_written_is_python():
-    for text in (STARTER.format(module="proj"), ADDED_LINES, DJANGO_INIT, DJANGO_CELERY.format(project="site")):
+    starters = [STARTER.format(module="proj", prefix=""), DJANGO_CELERY.format(project="site"), DJANGO_INIT]
+    for text in (*starters, ADDED_LINES, ADDED_PIPELINE, ADDED_STORE):
         compile(text, "written", "exec")
-    compile(DJANGO_PIPELINES.format(), "written", "exec")
+    compile(DJANGO_PIPELINES.format(prefix="orders_"), "written", "exec")
