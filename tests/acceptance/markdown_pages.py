@@ -10,7 +10,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglo
 _BLOCK = re.compile(
     r"^```(?P<language>\w*)\n(?P<code>.*?)^```$|^<!-- setup\n(?P<setup>.*?)^-->$", re.MULTILINE | re.DOTALL
 )
-_FILE_NAME = re.compile(r"# (?P<name>[\w./-]+\.\w+)(?P<continued>, continued)?\n")
+_FILE_NAME = re.compile(r"(?:#|<!--) (?P<name>[\w./-]+\.\w+)(?P<continued>, continued)?(?: -->)?\n")
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 
@@ -34,7 +34,9 @@ class Block:
         """Write the block's file, or put the block at its end where the name is followed by ``, continued``."""
         found = _FILE_NAME.match(self.code)
         assert found, self.place
-        with (folder / found["name"]).open("a" if found["continued"] else "w", encoding="utf-8") as file:
+        path = folder / found["name"]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a" if found["continued"] else "w", encoding="utf-8") as file:
             file.write(f"\n\n{self.code}" if found["continued"] else self.code)
 
     @property

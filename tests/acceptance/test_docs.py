@@ -1,7 +1,8 @@
 """README and docs are true: their code runs and prints what they say, their commands and links lead somewhere.
 
-A page is followed from top to bottom in an empty folder. A block of Python, YAML or JSON whose first line is a comment
-with a file's name is saved under it. Commands of a ``console`` block are typed, a worker goes on in the background.
+A page is followed from top to bottom in an empty folder. A block of Python, YAML, JSON or HTML whose first line is a
+comment with a file's name is saved under it. Commands of a ``console`` block are typed; a worker and a web server go on
+in the background.
 Other Python runs here, with a worker in this process where it starts a run. What is printed must be what the output
 below a command, or the next ``text`` block, shows.
 
@@ -84,6 +85,11 @@ def is_for_worker(words: list[str]) -> bool:
     return words[0] == "celery" and not {"worker", "flower"}.isdisjoint(words)
 
 
+def is_for_server(words: list[str]) -> bool:
+    """Whether a command starts Django's web server, which goes on beside a worker."""
+    return words[1:] == ["manage.py", "runserver"]
+
+
 def use_substitutes(path: Path) -> None:
     """Have a file of a page do without the servers that it names."""
     source = path.read_text(encoding="utf-8")
@@ -156,6 +162,7 @@ class Terminal:
         words = shlex.split(command, comments=True)
         if is_for_worker(words):
             self.stop_workers()
+        if is_for_worker(words) or is_for_server(words):
             self.start_worker(words)
             return ""
         process = self._start(["bash", "-c", command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
