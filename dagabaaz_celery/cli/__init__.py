@@ -36,6 +36,9 @@ COMMANDS = {
 
 AnyCommand = TypeVar("AnyCommand", bound=click.Command)
 
+#: ExitCode.INTERRUPTED, which may not be imported yet.
+_INTERRUPTED = 130
+
 #: How examples in ``--help`` begin.
 _EXAMPLE = "celery -A proj dagabaaz"
 
@@ -60,9 +63,12 @@ class LazyGroup(DYMGroup):  # type: ignore[misc]  # click_didyoumean ships no ty
         return str(click.Group.get_help(_name_as_called(self, ctx), ctx))
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. A DagabaazError, or a database that is away, ends it with a message and an exit code."""
+        """Run the command. A DagabaazError, a database that is away and Ctrl-C end it with a message and a code."""
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("\nInterrupted.", err=True)
+            ctx.exit(_INTERRUPTED)
         except Exception as error:
             from dagabaaz_celery.cli.output import report_error  # noqa: PLC0415  # not for workers
 

@@ -11,6 +11,7 @@ from rich.table import Column
 from rich.text import Text
 
 from dagabaaz_celery.cli.output import clean, format_duration, style_state
+from dagabaaz_celery.cli.waiting import is_waiting
 from dagabaaz_celery.drawing import DrawnNode, draw_run
 from dagabaaz_celery.run import RunError, RunSnapshot
 
@@ -64,12 +65,18 @@ class LiveBars(AbstractContextManager["LiveBars"]):
         self._console = console
         self._tasks: dict[str, TaskID] = {}
         self._speed = Speed()
+        self._warning = ""
 
     def __exit__(self, *_: object) -> None:
         self._bars.stop()
 
+    def warn(self, words: str) -> None:
+        """Have what it waits for stand below the bars, as long as it does."""
+        self._warning = words
+
     def show(self, run: RunSnapshot) -> None:
         """Draw the run as it is now."""
+        self._warning = self._warning if is_waiting(run) else ""
         nodes = draw_run(run).nodes
         shown = choose_nodes(nodes, max(min(self._console.height - _OTHER_LINES, _MAX_BARS), 3))
         for node in nodes:
@@ -80,6 +87,7 @@ class LiveBars(AbstractContextManager["LiveBars"]):
         self._bars.foot = [
             *_describe_hidden([node for node in nodes if node.slug not in shown]),
             Text(describe_pace(done, total, self._speed.per_second, ended=run.ended_at is not None), "dim"),
+            *([Text(self._warning, "yellow")] if self._warning else []),
             *_describe_error(run.error),
         ]
         self._bars.start()  # the first time; before, each new bar would be drawn on its own

@@ -12,6 +12,7 @@ from dagabaaz_celery.cli.bars import LiveBars
 from dagabaaz_celery.cli.output import (
     ExitCode,
     clean,
+    format_clock,
     format_duration,
     open_console,
     print_json_line,
@@ -19,6 +20,7 @@ from dagabaaz_celery.cli.output import (
     say_error,
 )
 from dagabaaz_celery.cli.remedies import phrase
+from dagabaaz_celery.cli.waiting import Patience
 from dagabaaz_celery.drawing import DrawnNode, draw_run
 from dagabaaz_celery.errors import WaitTimeout
 from dagabaaz_celery.run import Run, RunSnapshot
@@ -34,6 +36,9 @@ class View(Protocol):
 
     def show(self, run: RunSnapshot) -> None:
         """Show the run as it is now."""
+
+    def warn(self, words: str) -> None:
+        """Say what it waits for."""
 
 
 def follow(ctx: click.Context, run: Run, *, timeout: float | None = None, as_json: bool = False) -> ExitCode:
@@ -54,11 +59,14 @@ def follow(ctx: click.Context, run: Run, *, timeout: float | None = None, as_jso
 
 
 def _watch(run: Run, view: View, timeout: float | None) -> str:
-    status = ""
+    status, patience = "", Patience()
     for look in run.watch(timeout, rollback=True):
         began, status = time.monotonic(), look.status
         try:
-            view.show(run.snapshot())
+            seen = run.snapshot()
+            if words := patience.look(run, seen):
+                view.warn(words)
+            view.show(seen)
         except DATABASE_ERRORS as error:
             if not is_outage(error):
                 raise
@@ -95,6 +103,7 @@ class Lines(AbstractContextManager["Lines"]):
         self._console = open_console(ctx)
         self._as_json = as_json
         self._seen: dict[str | None, tuple[str, int]] = {}
+        self._over: set[str | None] = set()
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -107,20 +116,34 @@ class Lines(AbstractContextManager["Lines"]):
                 print_line(self._console, _describe(change, run))
                 self._console.file.flush()
 
+    def warn(self, words: str) -> None:
+        """Say it beside the changes, which a program may read."""
+        say_error(words)
+
     def _find_changes(self, run: RunSnapshot) -> Iterator[Change]:
         drawing = draw_run(run)
         done, total = (sum(getattr(node, name) for node in run.nodes) for name in ("tasks_done", "tasks_total"))
-        own = [(None, _describe_run(run), done, total, 0)]
+        own = [(None, _describe_run(run), done, total, 0, run.ended_at)]
         nodes = [
-            (node.slug, node.words or "", node.tasks_done, node.tasks_total, _count_tenths(node))
+            (node.slug, node.words or "", node.tasks_done, node.tasks_total, _count_tenths(node), node.ended_at)
             for node in drawing.nodes
         ]
         ended = run.ended_at is not None
-        for slug, status, done, total, tenths in [*nodes, *own] if ended else [*own, *nodes]:
+        for slug, status, done, total, tenths, ended_at in [*nodes, *own] if ended else [*own, *nodes]:
             before = self._seen.get(slug)
             self._seen[slug] = (status, tenths)
+            at = self._find_moment(slug, ended_at or (run.ended_at if before is None and run.settled else None))
             if before != (status, tenths) and (before is not None or slug is None or status != "waiting"):
-                yield Change(run.id, slug, status, done, total, time.time())
+                yield Change(run.id, slug, status, done, total, at)
+
+    def _find_moment(self, slug: str | None, ended_at: float | None) -> float:
+        """When a node or the run came to be as it is: at its end, and what is seen of it later at this look."""
+        if ended_at is None:
+            self._over.discard(slug)
+        elif slug not in self._over:
+            self._over.add(slug)
+            return ended_at
+        return time.time()
 
 
 def _count_tenths(node: DrawnNode) -> int:
@@ -133,7 +156,7 @@ def _describe_run(run: RunSnapshot) -> str:
 
 
 def _describe(change: Change, run: RunSnapshot) -> str:
-    at = time.strftime("%H:%M:%S", time.localtime(change.at))
+    at = format_clock(change.at)
     if change.node is None:
         took = f" after {format_duration(run.ended_at - run.created_at)}" if run.ended_at else ""
         why = f": {clean(run.error)}" if run.error else ""

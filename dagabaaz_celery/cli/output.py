@@ -199,6 +199,12 @@ def format_time(seconds: float | None) -> str:
     return "" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
+def format_clock(seconds: float) -> str:
+    """A moment as ``format_time`` has it, without the day where that is today."""
+    day, _, clock = format_time(seconds).partition(" ")
+    return clock if day == format_time(time.time()).partition(" ")[0] else f"{day} {clock}"
+
+
 def format_duration(seconds: float | None) -> str:
     """So many seconds in the two largest units, ``1h02m``; nothing for None."""
     if seconds is None:

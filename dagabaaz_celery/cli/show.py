@@ -27,6 +27,7 @@ from dagabaaz_celery.cli.output import (
 )
 from dagabaaz_celery.cli.references import find_run
 from dagabaaz_celery.cli.types import NODE, RUN
+from dagabaaz_celery.cli.waiting import describe_waiting
 from dagabaaz_celery.drawing import DrawnNode, draw_run
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.run import RunError, RunSnapshot
@@ -82,6 +83,9 @@ def show(ctx: click.Context, run: str, traceback: bool, limit: int, as_json: boo
     print_line(console)
     unicode = is_unicode(console)
     print_table(console, _NODES, [_show_node(node, now, unicode=unicode) for node in draw_run(snapshot).nodes])
+    if waiting := describe_waiting(found, snapshot):
+        print_line(console)
+        print_line(console, Text(waiting, "yellow"))
     _print_errors(console, errors[:limit], traceback=traceback, more=len(errors) > limit)
 
 

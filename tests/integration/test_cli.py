@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from click.shell_completion import ShellComplete
 from click.testing import CliRunner
 
 from dagabaaz_celery.app import Dagabaaz
-from dagabaaz_celery.cli import COMMANDS, dagabaaz, steer
+from dagabaaz_celery.cli import COMMANDS, dagabaaz, steer, waiting
 from dagabaaz_celery.cli.remedies import WORDS
 from dagabaaz_celery.errors import Remedy, RunStateError
 from dagabaaz_celery.models import DagNode
@@ -355,6 +356,33 @@ def test_changes_are_lines_of_json(shell: Shell):
         ("doubled", "completed", 2),
         (None, "completed", 3),
     ]
+
+
+def test_changes_of_a_run_that_has_ended_have_the_times_of_their_ends(shell: Shell):
+    seen = start(shell.dag, "bad", input={"n": 2}).snapshot()
+    time.sleep(0.01)
+    changes = [json.loads(line) for line in shell.type("watch", seen.id, "--json", code=3).splitlines()]
+    ends = {node.slug: node.ended_at for node in seen.nodes} | {None: seen.ended_at}
+    assert {change["node"]: change["at"] for change in changes} == ends
+
+
+def test_a_run_whose_tasks_wait_says_in_which_queue(quiet_shell: Shell, monkeypatch: pytest.MonkeyPatch):
+    run = quiet_shell.dag.start("slow")
+    told = "1 task waits in the queue celery, and none runs: `doctor` tells whether a worker takes them.\n"
+    assert told in quiet_shell.type("show", run.id)
+    monkeypatch.setattr(waiting, "_PATIENCE", 0.1)
+    watched = quiet_shell.run("watch", run.id, "--timeout", "1s")
+    assert (watched.exit_code, watched.stderr.count(told)) == (6, 1)
+    run.pause()
+    assert "waits in" not in quiet_shell.type("show", run.id)
+
+
+def test_an_interrupt_before_a_run_is_shown_has_its_code_too(quiet_shell: Shell, monkeypatch: pytest.MonkeyPatch):
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(quiet_shell.dag.app.loader, "import_default_modules", interrupt)
+    assert quiet_shell.refuse("watch", "@last", code=130) == "\nInterrupted.\n"
 
 
 # -- steering

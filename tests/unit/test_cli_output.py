@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,9 @@ from dagabaaz_celery.cli.output import (
     ExitCode,
     clean,
     draw_bar,
+    format_clock,
     format_duration,
+    format_time,
     is_unicode,
     print_line,
     print_table,
@@ -97,6 +100,12 @@ def test_what_is_shown_does_not_steer_the_terminal():
     assert clean("a\nb\tc") == "a\\nb\\tc"
     assert clean("a\nb\tc", lines=True) == "a\nb\tc"
     assert clean("größe 🍵") == "größe 🍵"
+
+
+def test_the_day_is_told_where_it_is_not_today():
+    now = time.time()
+    assert format_clock(now) == format_time(now).split()[1]
+    assert format_clock(86400.0 * 2) == format_time(86400.0 * 2)
 
 
 @pytest.mark.parametrize(

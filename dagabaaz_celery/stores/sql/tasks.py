@@ -117,6 +117,12 @@ class TaskRows:
             .group_by(task.c.node_index, task.c.status)
         )
         self._last_ends = select(task.c.node_index, func.max(task.c.ended_at)).where(by_run).group_by(task.c.node_index)
+        self._queues_of_run = (
+            select(task.c.queue)
+            .where(by_run, task.c.status == TaskStatus.QUEUED, task.c.queue.is_not(None))
+            .distinct()
+            .order_by(task.c.queue)
+        )
         self._statuses_at_node = (
             select(task.c.status, func.count())
             .where(by_run, task.c.node_index == bindparam("b_node"))
@@ -828,6 +834,10 @@ class TaskRows:
         for index, status, number in connection.execute(self._statuses, {"b_run": run_id}):
             counts.setdefault(index, {})[status] = number
         return counts
+
+    def list_queues_of(self, connection: Connection, run_id: str) -> Sequence[str]:
+        """The queues in which tasks of a run wait, by name."""
+        return connection.execute(self._queues_of_run, {"b_run": run_id}).scalars().all()
 
     def find_last_ends(self, connection: Connection, run_id: str) -> dict[int, int | None]:
         """For each node, when the last of its tasks that ended did so."""
