@@ -132,6 +132,15 @@ class Pipeline(formats.PipelineDocument):
         return cls._from_document(formats.read_file(Path(path)))
 
     @classmethod
+    def inspect(cls, path: str | PathLike[str]) -> tuple[Self | None, list[str]]:
+        """The pipeline in a file, and what is wrong with the file itself; None for one that cannot be read.
+
+        A file with unknown fields is read without them, to look for what else is wrong. Raises OSError as open() does.
+        """
+        document, problems = formats.inspect_file(Path(path))
+        return None if document is None else cls._from_document(document), problems
+
+    @classmethod
     def from_json(cls, text: str | bytes) -> Self:
         """The pipeline that a JSON text describes. Raises PipelineError with line and column, or with paths."""
         return cls._from_document(formats.read_json(text))

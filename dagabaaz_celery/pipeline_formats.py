@@ -1,6 +1,8 @@
 """Pipelines as text: JSON and YAML files, read strictly and written readably."""
 
+import functools
 import json
+import operator
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -53,7 +55,49 @@ class PipelineDocument(BaseModel):
 
 def read_file(path: Path) -> PipelineDocument:
     """The pipeline in a ``.json``, ``.yaml`` or ``.yml`` file. Raises PipelineError, and OSError as open() does."""
-    parse = _find_format(path, {".json": read_json, ".yaml": read_yaml, ".yml": read_yaml})
+    return read_data(_parse_file(path), str(path))
+
+
+def inspect_file(path: Path) -> tuple[PipelineDocument | None, list[str]]:
+    """The pipeline in a file, and what is wrong with the file: one whose only fault are unknown fields is read all the
+    same, without them. Raises OSError as open() does.
+    """
+    try:
+        data = _parse_file(path)
+    except PipelineError as error:
+        return None, error.problems
+    try:
+        return read_data(data, str(path)), []
+    except PipelineError as error:
+        return _read_known_fields(data), error.problems
+
+
+def _read_known_fields(data: object) -> PipelineDocument | None:
+    """The pipeline without its unknown fields; None where something else is wrong with the data, too."""
+    if not isinstance(data, Mapping):
+        return None
+    try:
+        text = dump_json(dict(data), "")
+        rest = json.loads(text)
+        for field in _find_unknown_fields(text):
+            *place, name = field
+            functools.reduce(operator.getitem, place, rest).pop(name, None)
+        return PipelineDocument.model_validate_json(json.dumps(rest), strict=True)
+    except (PipelineError, ValidationError):
+        return None
+
+
+def _find_unknown_fields(text: str) -> list[tuple[int | str, ...]]:
+    """The paths of fields that a pipeline has not."""
+    try:
+        PipelineDocument.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        return [_strip_tags(found["loc"]) for found in error.errors() if found["type"] == "extra_forbidden"]
+    return []
+
+
+def _parse_file(path: Path) -> object:
+    parse = _find_format(path, {".json": _parse_json, ".yaml": _parse_yaml, ".yml": _parse_yaml})
     with path.open("rb") as file:
         return parse(file.read(MAX_PIPELINE_BYTES + 1), str(path))
 
@@ -73,26 +117,32 @@ def _find_format(path: Path, formats: Mapping[str, Format]) -> Format:
 
 def read_json(text: str | bytes, source: str = "the JSON text") -> PipelineDocument:
     """The pipeline that ``text`` describes; ``source`` names the text in messages."""
+    return read_data(_parse_json(text, source), source)
+
+
+def _parse_json(text: str | bytes, source: str) -> object:
     text = _decode(text, source)
     try:
-        data = json.loads(text, object_pairs_hook=_build_object)
+        return json.loads(text, object_pairs_hook=_build_object)
     except json.JSONDecodeError as error:
         raise _refuse(source, [f"line {error.lineno}, column {error.colno}: {error.msg}"]) from None
     except RecursionError:
         raise _refuse(source, ["it is nested too deeply"]) from None
     except ValueError as error:  # a repeated key, or a number with too many digits
         raise _refuse(source, [str(error)]) from None
-    return read_data(data, source)
 
 
 def read_yaml(text: str | bytes, source: str = "the YAML text") -> PipelineDocument:
     """The pipeline that ``text`` describes; ``source`` names the text in messages."""
+    return read_data(_parse_yaml(text, source), source)
+
+
+def _parse_yaml(text: str | bytes, source: str) -> object:
     text = _decode(text, source)
     try:
-        data = yaml_door.parse_yaml(text, max_size=MAX_PIPELINE_BYTES, max_depth=MAX_PIPELINE_DEPTH)
+        return yaml_door.parse_yaml(text, max_size=MAX_PIPELINE_BYTES, max_depth=MAX_PIPELINE_DEPTH)
     except ValueError as error:
         raise _refuse(source, [str(error)]) from None
-    return read_data(data, source)
 
 
 def read_data(data: object, source: str = "the data") -> PipelineDocument:

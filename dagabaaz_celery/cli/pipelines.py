@@ -24,7 +24,7 @@ from dagabaaz_celery.cli.remedies import phrase
 from dagabaaz_celery.cli.tree import draw_tree
 from dagabaaz_celery.cli.types import PIPELINE, PIPELINE_OR_RUN
 from dagabaaz_celery.drawing import Drawing, draw_pipeline, draw_run, to_dot, to_json, to_mermaid, to_svg
-from dagabaaz_celery.errors import PipelineError, UnknownPipeline, UnknownRun
+from dagabaaz_celery.errors import UnknownPipeline, UnknownRun
 from dagabaaz_celery.pipeline import Pipeline
 
 _COLUMNS = [
@@ -78,7 +78,8 @@ def _describe(pipeline: Pipeline, version: int | None) -> dict[str, Any]:
 def validate(ctx: click.Context, name: str | None, as_json: bool) -> None:
     """Check pipelines against the app's plugins: every one, the one of this name, or the one in a file.
 
-    Every problem is told, with its place. Exit code 1 if there is any.
+    Every problem is told, with its place; of a file that cannot be read those that keep it from that. Exit code 1 if
+    there is any.
 
     \b
     Example:
@@ -103,9 +104,8 @@ def _find_problems(dag: Dagabaaz, name: str | None) -> Iterator[tuple[str, list[
     """Each pipeline that is meant, or its file, with its problems."""
     if name is not None and name not in dag.pipelines() and (Path(name).suffix in _SUFFIXES or Path(name).exists()):
         try:
-            yield name, dag.problems(Pipeline.load(name))
-        except PipelineError as error:
-            yield name, error.problems or [error.message]
+            pipeline, problems = Pipeline.inspect(name)
+            yield name, problems + ([] if pipeline is None else dag.problems(pipeline))
         except OSError as error:
             raise click.BadParameter(f"{name} cannot be read: {error.strerror}.", param_hint="FILE") from None
         return

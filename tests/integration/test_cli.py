@@ -167,6 +167,14 @@ def test_pipelines_are_checked_by_name_by_file_or_all(quiet_shell: Shell, tmp_pa
     assert "did you mean make" in said
     assert "'b'" in said
     assert "line 3" in quiet_shell.type("validate", str(broken), code=1)
+    bad.write_text("name: x\ncolour: red\nnodes:\n  - {slug: a, plugin: mak, retries: 3}\n")
+    said = quiet_shell.type("validate", str(bad), code=1)
+    assert said.startswith(f"{bad}: 3 problems\n- ")
+    assert "unknown field" in said
+    assert "did you mean make" in said
+    bad.write_text("name: x\nnodes:\n  - {plugin: 7, retries: 3}\n")
+    assert quiet_shell.type("validate", str(bad), code=1).startswith(f"{bad}: 2 problems\n- ")
+    bad.write_text("name: x\nnodes:\n  - {slug: a, plugin: mak}\n  - {slug: b, plugin: make, depends_on: [c]}\n")
     found = quiet_shell.read("validate", str(bad), code=1)
     assert (found[0]["pipeline"], len(found[0]["problems"])) == (str(bad), 2)
     assert "cannot be read" in quiet_shell.refuse("validate", "nothing.yaml", code=2)

@@ -2,6 +2,7 @@
 
 import json
 import textwrap
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -389,3 +390,22 @@ def test_the_schema_is_a_schema_and_refuses_what_load_refuses():
         assert not validator.is_valid(wrong)
         with pytest.raises(PipelineError):
             Pipeline.from_dict(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_read", "count"),
+    [
+        ("name: x\nnodes: [{plugin: make}]\n", True, 0),
+        ("name: x\nnodes: [{plugin: make, retries: 3, edge_filters: {a: {rool: 1}}}]\ncolour: red\n", True, 3),
+        ("name: x\nnodes: [{plugin: make, bindings: {a: {source: config, key: b, depth: 1}}}]\n", True, 2),
+        ("name: x\nnodes: [{plugin: 7, retries: 3}]\n", False, 2),
+        ("name: x\ndefault_input: {a: .nan}\ncolour: red\nnodes: []\n", False, 1),
+        ("- x\n", False, 1),
+        ("name: [\n", False, 1),
+    ],
+)
+def test_a_file_is_looked_at_as_far_as_it_can_be_read(text: str, is_read: bool, count: int, tmp_path: Path):
+    file = tmp_path / "p.yaml"
+    file.write_text(text)
+    pipeline, problems = Pipeline.inspect(file)
+    assert (pipeline is not None, len(problems)) == (is_read, count), problems
