@@ -193,7 +193,8 @@ def test_a_pipeline_is_saved_with_the_transaction():
 def test_a_deadlock_in_the_views_transaction_is_djangos_error_and_repeated_by_nobody():
     """Two requests change an order and a run in opposite order; on SQLite the second finds the file locked."""
     order, calls, errors = Order.objects.create(item="tea"), [], []
-    met, timeout = threading.Barrier(2, timeout=20), connection.settings_dict["OPTIONS"].get("timeout")
+    met, refused = (threading.Barrier(2, timeout=20) for _ in range(2))
+    timeout = connection.settings_dict["OPTIONS"].get("timeout")
 
     def run(*steps: Callable[[], object]) -> None:
         try:
@@ -203,10 +204,10 @@ def test_a_deadlock_in_the_views_transaction_is_djangos_error_and_repeated_by_no
                 calls.append(steps[1])
                 steps[1]()
                 if connection.vendor == "sqlite":
-                    met.wait()
+                    refused.wait()
         except OperationalError as error:
             errors.append(error)
-            met.abort()
+            refused.abort()
         except threading.BrokenBarrierError:
             pass
         finally:

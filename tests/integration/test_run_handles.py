@@ -326,6 +326,7 @@ def test_a_node_that_did_not_complete_took_until_its_last_task_ended(dag: Dagaba
         run = start(dag, node("fall"), node("hold"), node("follow", "fall"))
         assert run.wait(PATIENCE) == "failed"
         gate.opened.set()
+        wait_until(lambda: all(task.ended_at for task in run.tasks()), "the body that was held has ended")
         shown = run.snapshot()
         ends = {task.node: task.ended_at for task in run.tasks()}
     fall_node, hold_node, follow_node = shown.nodes
