@@ -83,6 +83,8 @@ class Workers:
 
     def __init__(self, number: int, state: Path) -> None:
         self.logs = [state / f"worker-{n}.log" for n in range(1, number + 1)]
+        # What a worker that had to be killed leaves goes with the rest.
+        self._environment = {**os.environ, "TMPDIR": str(state)}
         self.processes: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
@@ -94,6 +96,7 @@ class Workers:
                 worker = subprocess.Popen(  # noqa: S603  # our own interpreter, our own arguments
                     command,
                     cwd=HERE,
+                    env=self._environment,
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
