@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, bindparam, case, exists, or_, select, update
+from sqlalchemy import Connection, Select, and_, bindparam, exists, or_, select, update
 
 from dagabaaz_celery.constants import RunStatus, TaskStatus
 from dagabaaz_celery.stores.sql.artifacts import list_task_columns, to_task_artifact
 from dagabaaz_celery.stores.sql.engine import is_one_of, now, often_used, writes_in_queries
 from dagabaaz_celery.stores.sql.records import Attempt, AttemptContext
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, Id, Tables
-from dagabaaz_celery.stores.sql.tasks import UNCLAIMED, list_attempt_columns, may_start
+from dagabaaz_celery.stores.sql.tasks import UNCLAIMED, list_attempt_columns, may_start, put_off
 
 _ATTEMPT_COLUMNS = len(fields(Attempt))
 
@@ -55,10 +55,7 @@ class ClaimRows:
                 status=TaskStatus.PENDING.value,
                 lease_until=None,
                 queued_at=None,
-                not_before=case(
-                    (task.c.not_before > now() + bindparam("b_delay"), task.c.not_before),
-                    else_=now() + bindparam("b_delay"),
-                ),
+                not_before=put_off(task),
             )
         )
         self._lend = (

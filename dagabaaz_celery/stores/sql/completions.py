@@ -28,13 +28,12 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSON
 
-from dagabaaz_celery.constants import TaskStatus
 from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
-from dagabaaz_celery.stores.sql.engine import now, often_used, updates_two_tables, writes_in_queries
+from dagabaaz_celery.stores.sql.engine import often_used, updates_two_tables, writes_in_queries
 from dagabaaz_celery.stores.sql.nodes import NodeRows
 from dagabaaz_celery.stores.sql.records import Attempt, NodeRow
-from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES, Id, Tables
-from dagabaaz_celery.stores.sql.tasks import TaskRows
+from dagabaaz_celery.stores.sql.tables import Id, Tables
+from dagabaaz_celery.stores.sql.tasks import TaskRows, guard_outcome, list_completed_values
 
 #: What an artifact has of its own; the rest it has from its task.
 _OWN_COLUMNS: dict[str, Any] = {
@@ -63,25 +62,10 @@ class CompletionRows:
     def __init__(self, tables: Tables, tasks: TaskRows, artifacts: ArtifactRows, nodes: NodeRows) -> None:
         self._tables = tables
         self._tasks, self._artifacts, self._nodes = tasks, artifacts, nodes
-        self._completed: dict[str, Any] = {
-            "status": TaskStatus.COMPLETED.value,
-            "ended_at": now(),
-            "lease_until": None,
-            "error": None,
-            "result_shape": bindparam("b_shape"),
-        }
         # By whether the attempt is claimed, and whether it may close its node.
         cases = [(is_claimed, may_close) for is_claimed in (True, False) for may_close in (True, False)]
         self._in_one = {case: self._build_in_one(*case) for case in cases}
         self._of_both = {case: self._build_of_both(*case) for case in cases}
-
-    def _guard(self, is_claimed: bool) -> list[ColumnElement[bool]]:
-        task = self._tables.task
-        current = task.c.attempt_id == bindparam("b_attempt", type_=Id())
-        if not is_claimed:
-            return [current, task.c.status.in_(OPEN_TASK_STATUSES)]
-        token = bindparam("b_token", type_=Id())
-        return [current, task.c.status == TaskStatus.RUNNING, task.c.claim_token == token]
 
     def _at_barrier(self, task: Any, may_close: bool) -> list[ColumnElement[bool]]:
         node = self._tables.node
@@ -93,7 +77,7 @@ class CompletionRows:
         task, node, artifact = self._tables.task, self._tables.node, self._tables.artifact
         held = (
             select(task.c.id, task.c.run_id, task.c.node_index, task.c.ordinal)
-            .where(*self._guard(is_claimed))
+            .where(*guard_outcome(task, is_claimed=is_claimed))
             .with_for_update()
             .cte("held")
         )
@@ -108,7 +92,7 @@ class CompletionRows:
         completed = (
             update(task)
             .where(task.c.id == counted.c.id)
-            .values(**self._completed)
+            .values(**list_completed_values())
             .returning(task.c.id)
             .cte("completed")
         )
@@ -130,9 +114,13 @@ class CompletionRows:
 
     def _build_of_both(self, is_claimed: bool, may_close: bool) -> Update:
         task, node = self._tables.task, self._tables.node
-        values: dict[Any, Any] = {task.c[name]: value for name, value in self._completed.items()}
+        values: dict[Any, Any] = {task.c[name]: value for name, value in list_completed_values().items()}
         values[node.c.tasks_done] = node.c.tasks_done + 1
-        return update(task).where(*self._guard(is_claimed), *self._at_barrier(task, may_close)).values(values)
+        return (
+            update(task)
+            .where(*guard_outcome(task, is_claimed=is_claimed), *self._at_barrier(task, may_close))
+            .values(values)
+        )
 
     def try_complete(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str

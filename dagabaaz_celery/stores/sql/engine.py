@@ -187,6 +187,11 @@ def is_one_of(column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElemen
     return or_(*(column == value for value in values))
 
 
+def stands_alone(connection: Connection) -> bool:
+    """Whether each statement of a connection is a transaction of its own, so that others may come between two."""
+    return bool(connection.get_execution_options().get(_EACH_ALONE) and connection.info[_STANDS_ALONE])
+
+
 def writes_in_queries(connection: Connection) -> bool:
     """Whether one statement may change several tables and read what it changed (WITH … UPDATE … RETURNING)."""
     return connection.dialect.name == "postgresql"
@@ -256,9 +261,9 @@ def _begin_by_hand(engine: Engine) -> None:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        options = connection.get_execution_options()
-        if not (options.get(_EACH_ALONE) and connection.info[_STANDS_ALONE]):
-            connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL {options.get(_LEVEL, 'READ COMMITTED')}")
+        if not stands_alone(connection):
+            level = connection.get_execution_options().get(_LEVEL, "READ COMMITTED")
+            connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL {level}")
 
 
 def _settle_sessions(engine: Engine, *, may_prepare: bool) -> None:

@@ -26,7 +26,7 @@ from dagabaaz_celery.store import TaskInputStore
 from dagabaaz_celery.stores.sql import epilogue, reopening
 from dagabaaz_celery.stores.sql.completions import is_large
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
-from dagabaaz_celery.stores.sql.engine import Database, call_while_alive
+from dagabaaz_celery.stores.sql.engine import Database, call_while_alive, stands_alone
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.pruning import fingerprint
 from dagabaaz_celery.stores.sql.records import (
@@ -312,8 +312,10 @@ class SqlStore:
                     reason += "; it is owed again"
                 return ClaimRefused(attempt_id, reason)
             claimed, is_whole = self._read_input(connection, found)
-            # Where statements stand alone, a retry of the run may come between them: then the claim is gone, too.
-            if not is_whole and self.rows.claims.find_claim(connection, attempt_id, token) is None:
+            if is_whole or not stands_alone(connection):
+                return claimed
+            # A retry of the run may have come between what was read: then the claim is gone, too.
+            if self.rows.claims.find_claim(connection, attempt_id, token) is None:
                 return ClaimRefused(attempt_id, "the attempt was superseded while its input was read")
             return claimed
 

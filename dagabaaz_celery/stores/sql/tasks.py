@@ -227,15 +227,7 @@ class TaskRows:
     def _build_outcomes(self) -> None:
         task = self._tables.task
         current = task.c.attempt_id == bindparam("b_attempt")
-        fenced = (current, task.c.status == TaskStatus.RUNNING, task.c.claim_token == bindparam("b_token", type_=Id()))
-        unfenced = (current, task.c.status.in_(OPEN_TASK_STATUSES))
-        completed: dict[str, Any] = {
-            "status": TaskStatus.COMPLETED.value,
-            "ended_at": now(),
-            "lease_until": None,
-            "error": None,
-            "result_shape": bindparam("b_shape"),
-        }
+        fenced, unfenced = guard_outcome(task, is_claimed=True), guard_outcome(task, is_claimed=False)
         ended: dict[str, Any] = {
             "status": bindparam("b_status"),
             "ended_at": now(),
@@ -262,7 +254,7 @@ class TaskRows:
             "not_before": now() + bindparam("b_delay"),
             "lease_until": now() + bindparam("b_lease"),
         }
-        self._complete = _guarded(update(task).values(**completed), fenced, unfenced)
+        self._complete = _guarded(update(task).values(**list_completed_values()), fenced, unfenced)
         self._end = _guarded(update(task).values(**ended), fenced, unfenced)
         self._end_unbegun = _guarded(update(task).values(**ended, claimed_at=None), fenced, unfenced)
         self._supersede = _guarded(update(task).values(**superseded), fenced, unfenced)
@@ -346,10 +338,7 @@ class TaskRows:
             .where(*among, found_otherwise(task.c.status) == TaskStatus.PENDING)
             .values(
                 lease_until=None,
-                not_before=case(
-                    (task.c.not_before > now() + bindparam("b_delay"), task.c.not_before),
-                    else_=now() + bindparam("b_delay"),
-                ),
+                not_before=put_off(task),
             )
         )
         self._mark = (
@@ -904,6 +893,31 @@ def _by_open_index(statement: Select[Any], task: Table) -> Select[Any]:
 def found_otherwise(column: ColumnElement[Any]) -> ColumnElement[Any]:
     """A column as no index has it: where ids say which tasks are meant, databases would rather read all of a status."""
     return func.coalesce(column, "")
+
+
+def guard_outcome(task: Table, *, is_claimed: bool) -> tuple[ColumnElement[bool], ...]:
+    """Whose outcome counts: the current attempt's, by its claim, or while it is open where it has none."""
+    current = task.c.attempt_id == bindparam("b_attempt", type_=Id())
+    if not is_claimed:
+        return current, task.c.status.in_(OPEN_TASK_STATUSES)
+    return current, task.c.status == TaskStatus.RUNNING, task.c.claim_token == bindparam("b_token", type_=Id())
+
+
+def list_completed_values() -> dict[str, Any]:
+    """What a completion writes into its task."""
+    return {
+        "status": TaskStatus.COMPLETED.value,
+        "ended_at": now(),
+        "lease_until": None,
+        "error": None,
+        "result_shape": bindparam("b_shape"),
+    }
+
+
+def put_off(task: Table) -> ColumnElement[Any]:
+    """When a task is due that is not to be sent before a delay, nor before it was due anyway."""
+    earliest = now() + bindparam("b_delay")
+    return case((task.c.not_before > earliest, task.c.not_before), else_=earliest)
 
 
 def list_attempt_columns(task: Table) -> tuple[ColumnElement[Any], ...]:
