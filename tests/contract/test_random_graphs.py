@@ -100,6 +100,9 @@ class Player:
             assert not described
         states = self.harness.node_states(run_id)
         statuses = {slug: sorted(self.harness.task_statuses(run_id, slug)) for slug in states}
+        if status in RUN_TERMINAL_STATUSES:  # where the end came between two batches of a launch, there is no second
+            for slug in [slug for slug, state in states.items() if state in ("launching", "launched")]:
+                states[slug], statuses[slug] = "launched", sorted(set(statuses[slug]))
         tasks = [description for description, _ in described]
         self.story.append((status, states, statuses, self.harness.ended(run_id), tasks))
         return [task for _, task in described]

@@ -7,7 +7,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, delete, func, insert, select
 
 from dagabaaz_celery.models import DagArtifact, TaskArtifact
-from dagabaaz_celery.stores.sql.engine import one_or_many, prefer_index
+from dagabaaz_celery.stores.sql.direct import Direct
+from dagabaaz_celery.stores.sql.engine import prefer_index
 from dagabaaz_celery.stores.sql.tables import Tables
 
 
@@ -16,7 +17,7 @@ class ArtifactRows:
 
     def __init__(self, tables: Tables) -> None:
         artifact = tables.artifact
-        self._insert = insert(artifact)
+        self._insert = Direct(insert(artifact), columns=artifact.columns.keys())
         task_columns = list_task_columns(artifact)
         dag_columns = (
             artifact.c.id,
@@ -40,7 +41,7 @@ class ArtifactRows:
             select(*task_columns).where(*at_nodes, artifact.c.origin_artifact_id == bindparam("b_origin"))
         )
         self._broadcast = in_order(select(*task_columns).where(*at_nodes, artifact.c.origin_artifact_id.is_(None)))
-        self._one = select(*task_columns).where(artifact.c.id == bindparam("b_id"))
+        self._one = Direct(select(*task_columns).where(artifact.c.id == bindparam("b_id")))
         self._producer = select(artifact.c.node_index).where(artifact.c.id == bindparam("b_id"))
         self._values = in_order(
             select(artifact.c.task_id, artifact.c.shape, *task_columns).where(
@@ -59,9 +60,8 @@ class ArtifactRows:
         self._delete = delete(artifact).where(*at_nodes)
 
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-        """Insert artifact rows."""
-        if rows:
-            connection.execute(self._insert, one_or_many(rows))
+        """Insert artifact rows, with every column."""
+        self._insert.change_each(connection, rows)
 
     def for_routing(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[DagArtifact]:
         """Artifacts of nodes as the engine sees them."""
@@ -97,7 +97,7 @@ class ArtifactRows:
 
     def get(self, connection: Connection, artifact_id: str) -> TaskArtifact | None:
         """One artifact."""
-        row = connection.execute(self._one, {"b_id": artifact_id}).one_or_none()
+        row = self._one.first(connection, {"b_id": artifact_id})
         return None if row is None else to_task_artifact(row)
 
     def get_producer(self, connection: Connection, artifact_id: str) -> int | None:

@@ -8,7 +8,8 @@ from sqlalchemy import Connection, Select, and_, bindparam, exists, or_, select,
 
 from dagabaaz_celery.constants import RunStatus, TaskStatus
 from dagabaaz_celery.stores.sql.artifacts import list_task_columns, to_task_artifact
-from dagabaaz_celery.stores.sql.engine import is_one_of, now, often_used, writes_in_queries
+from dagabaaz_celery.stores.sql.direct import Direct
+from dagabaaz_celery.stores.sql.engine import fixed, is_one_of, now, writes_in_queries
 from dagabaaz_celery.stores.sql.records import Attempt, AttemptContext
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, Id, Tables
 from dagabaaz_celery.stores.sql.tasks import UNCLAIMED, list_attempt_columns, may_start, put_off
@@ -26,7 +27,7 @@ class ClaimRows:
         token = bindparam("b_token", type_=Id())
         goes_on = or_(run.c.status == RunStatus.RUNNING, is_one_of(run.c.epilogue, BUSY_EPILOGUES))
         is_running = exists().where(run.c.id == task.c.run_id, goes_on)
-        self._claim = (
+        claim = (
             update(task)
             .where(
                 current,
@@ -42,11 +43,12 @@ class ClaimRows:
                 lease_until=None,
             )
         )
-        claimed = self._claim.returning(*list_attempt_columns(task)).cte("claimed")
-        self._claim_in_one = often_used(self._select_context(claimed))
+        self._claim = Direct(claim)
+        claimed = claim.returning(*list_attempt_columns(task)).cte("claimed")
+        self._claim_in_one = Direct(self._select_context(claimed))
         self._find = self._select_context(task).where(current)
-        self._find_claim = often_used(
-            self._find.where(task.c.claim_token == token, task.c.status == TaskStatus.RUNNING)
+        self._find_claim = Direct(
+            self._find.where(task.c.claim_token == token, task.c.status == fixed(TaskStatus.RUNNING))
         )
         self._hand_back = (
             update(task)
@@ -96,14 +98,14 @@ class ClaimRows:
         key = {"b_attempt": attempt_id, "b_token": token, "b_worker": worker_id}
         row = None
         if writes_in_queries(connection):
-            row = connection.execute(self._claim_in_one, key).one_or_none()
+            row = self._claim_in_one.first(connection, key)
         else:
-            connection.execute(self._claim, key)
+            self._claim.change(connection, key)
         return self.find_claim(connection, attempt_id, token) if row is None else _to_context(row)
 
     def find_claim(self, connection: Connection, attempt_id: str, token: str) -> AttemptContext | None:
         """An attempt that is current and claimed by this token."""
-        row = connection.execute(self._find_claim, {"b_attempt": attempt_id, "b_token": token}).one_or_none()
+        row = self._find_claim.first(connection, {"b_attempt": attempt_id, "b_token": token})
         return None if row is None else _to_context(row)
 
     def find(self, connection: Connection, attempt_id: str) -> AttemptContext | None:

@@ -14,9 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
-    Select,
     Text,
-    Update,
     bindparam,
     cast,
     column,
@@ -29,7 +27,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON
 
 from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
-from dagabaaz_celery.stores.sql.engine import often_used, updates_two_tables, writes_in_queries
+from dagabaaz_celery.stores.sql.direct import Direct
+from dagabaaz_celery.stores.sql.engine import updates_two_tables, writes_in_queries
 from dagabaaz_celery.stores.sql.nodes import NodeRows
 from dagabaaz_celery.stores.sql.records import Attempt, NodeRow
 from dagabaaz_celery.stores.sql.tables import Id, Tables
@@ -72,7 +71,7 @@ class CompletionRows:
         of_task = [node.c.run_id == task.c.run_id, node.c.node_index == task.c.node_index]
         return of_task if may_close else [*of_task, node.c.tasks_done + 1 < node.c.tasks_total]
 
-    def _build_in_one(self, is_claimed: bool, may_close: bool) -> Select[Any]:
+    def _build_in_one(self, is_claimed: bool, may_close: bool) -> Direct:
         """The task is locked, then counted at its node, and only what was counted is completed."""
         task, node, artifact = self._tables.task, self._tables.node, self._tables.artifact
         held = (
@@ -110,17 +109,14 @@ class CompletionRows:
         rows = select(*of_task.values(), *(made.c[name] for name in _OWN_COLUMNS)).join_from(counted, made, true())
         inserted = insert(artifact).from_select([*of_task, *_OWN_COLUMNS], rows).returning(artifact.c.id)
         found = select(*(counted.c[counter.name] for counter in counters))
-        return often_used(found.join(completed, completed.c.id == counted.c.id).add_cte(inserted.cte("inserted")))
+        return Direct(found.join(completed, completed.c.id == counted.c.id).add_cte(inserted.cte("inserted")))
 
-    def _build_of_both(self, is_claimed: bool, may_close: bool) -> Update:
+    def _build_of_both(self, is_claimed: bool, may_close: bool) -> Direct:
         task, node = self._tables.task, self._tables.node
         values: dict[Any, Any] = {task.c[name]: value for name, value in list_completed_values().items()}
         values[node.c.tasks_done] = node.c.tasks_done + 1
-        return (
-            update(task)
-            .where(*guard_outcome(task, is_claimed=is_claimed), *self._at_barrier(task, may_close))
-            .values(values)
-        )
+        is_counted = (*guard_outcome(task, is_claimed=is_claimed), *self._at_barrier(task, may_close))
+        return Direct(update(task).where(*is_counted).values(values))
 
     def try_complete(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str
@@ -156,14 +152,14 @@ class CompletionRows:
     ) -> NodeRow | None:
         own = [{name: row[name] for name in _OWN_COLUMNS} for row in artifacts]
         key = {**_key(attempt, shape), "b_artifacts": json.dumps(own, ensure_ascii=False)}
-        row = connection.execute(self._in_one[attempt.token is not None, may_close], key).one_or_none()
+        row = self._in_one[attempt.token is not None, may_close].first(connection, key)
         return None if row is None else NodeRow(attempt.node_index, *row)
 
     def _complete_both(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool
     ) -> bool:
         statement = self._of_both[attempt.token is not None, may_close]
-        if connection.execute(statement, _key(attempt, shape)).rowcount == 0:
+        if statement.change(connection, _key(attempt, shape)) == 0:
             return False
         self._artifacts.insert(connection, artifacts)
         return True

@@ -24,17 +24,18 @@ from sqlalchemy import (
     Connection,
     Engine,
     ExceptionContext,
-    Executable,
-    ExecutionContext,
     NullPool,
     Select,
+    String,
     Table,
     create_engine,
     event,
     func,
+    literal_column,
     make_url,
     or_,
     select,
+    text,
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
@@ -43,11 +44,11 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from sqlalchemy.sql.functions import FunctionElement
 
 from dagabaaz_celery.errors import ConfigurationError, StoreError
+from dagabaaz_celery.stores.sql.direct import Direct, accept_direct
 from dagabaaz_celery.stores.sql.shared import SharedDatabase
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
-E = TypeVar("E", bound="Executable")
 
 #: Deadlock and serialisation victims: PostgreSQL's SQLSTATEs, MySQL's error numbers. Of a deadlock inside a savepoint
 #: MySQL's word is 1305: the savepoint went with the transaction before anybody could roll back to it.
@@ -91,14 +92,14 @@ _POOL = {"pool_size": 5, "max_overflow": 95, "pool_timeout": 15.0}
 #: A connection that was not used for so many seconds is asked whether it is still there: asking each time, as a pool's
 #: pre-ping does, would be a round trip more for every transaction.
 _IDLE_SECONDS = 1.0
-#: The execution option that marks statements whose plans are kept.
-_OFTEN_USED = "dagabaaz_often_used"
-#: Those that say which transactions a connection begins: none, ones that only read, ones of another level.
+#: Execution options that say which transactions a connection begins: none, ones that only read, ones of another level.
 _EACH_ALONE, _READS, _LEVEL = "dagabaaz_each_alone", "dagabaaz_reads", "dagabaaz_level"
 #: What is known of a connection: whether a statement outside a transaction is read committed; when plans were dropped.
 _STANDS_ALONE, _PLANNED_AT = "dagabaaz_stands_alone", "dagabaaz_planned_at"
 #: Seconds for which a kept plan may be older than what it reads.
 _PLAN_SECONDS = 5.0
+#: How transactions begin on SQLite.
+_BEGIN_READING, _BEGIN_WRITING = Direct(text("BEGIN")), Direct(text("BEGIN IMMEDIATE"))
 #: Seconds until a server that answers nothing at all counts as away, so that no heartbeat waits for it for ever.
 _CONNECT_SECONDS = 10
 _SILENCE_SECONDS = 30
@@ -182,9 +183,18 @@ def one_or_many(rows: Sequence[dict[str, Any]]) -> Any:
     return rows[0] if len(rows) == 1 else list(rows)
 
 
-def is_one_of(column: ColumnElement[Any], values: Sequence[Any]) -> ColumnElement[bool]:
+def is_one_of(column: ColumnElement[Any], values: Sequence[str]) -> ColumnElement[bool]:
     """A comparison with each value. Of IN, SQLAlchemy makes the text anew whenever it is sent."""
-    return or_(*(column == value for value in values))
+    return or_(*(column == fixed(value) for value in values))
+
+
+def fixed(value: str) -> ColumnElement[str]:
+    """One of our own words in the text of a statement.
+
+    Where it is bound instead, and a partial index is for some values of its column, SQLite makes its plan anew whenever
+    the statement is executed.
+    """
+    return literal_column(f"'{value}'", String())
 
 
 def stands_alone(connection: Connection) -> bool:
@@ -218,11 +228,6 @@ def read_by_index(statement: Select[Any], table: Table, index_name: str, column:
     return prefer_index(statement, table, index_name).order_by(_index_order(column))
 
 
-def often_used(statement: E) -> E:
-    """A statement on rows that its keys name, which every task sends: its plan is worth keeping."""
-    return statement.execution_options(**{_OFTEN_USED: True})
-
-
 def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
     """An engine for a store URL; ConfigurationError names what is wrong with the URL or which driver is missing.
 
@@ -246,6 +251,7 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
         raise ConfigurationError(
             f"The driver of the store URL {describe_url(parsed)!r} is not installed: {error}. {_advise(parsed)}"
         ) from error
+    accept_direct(engine)
     _ping_idle_connections(engine)
     if driver == "psycopg":
         _begin_by_hand(engine)
@@ -267,7 +273,7 @@ def _begin_by_hand(engine: Engine) -> None:
 
 
 def _settle_sessions(engine: Engine, *, may_prepare: bool) -> None:
-    """Have PostgreSQL keep the plans of what is ``often_used``, in sessions that are one's own.
+    """Have PostgreSQL keep the plans of what is ``Direct``, in sessions that are one's own.
 
     No other statement is prepared: a plan for any value does not use an index that is there for some values only. And
     statements that stand alone are read committed there, as transactions are.
@@ -304,13 +310,6 @@ def _settle_sessions(engine: Engine, *, may_prepare: bool) -> None:
             # What sessions have prepared is of no use any more: a column's type was changed, or somebody discarded it.
             context.is_disconnect = True
 
-    @event.listens_for(engine, "do_execute")
-    def _execute(cursor: Any, statement: str, parameters: Any, context: ExecutionContext) -> bool:
-        if not context.execution_options.get(_OFTEN_USED):
-            return False
-        cursor.execute(statement, parameters, prepare=True)
-        return True
-
 
 def _ping_idle_connections(engine: Engine) -> None:
     @event.listens_for(engine, "checkin")
@@ -339,15 +338,15 @@ def _advise(url: URL) -> str:
 
 
 def _read_prepare_threshold(url: URL) -> int | None:
-    text = str(url.query["prepare_threshold"])
-    if text.lower() == "none":
+    given = str(url.query["prepare_threshold"])
+    if given.lower() == "none":
         return None
-    if not text.isdecimal():
+    if not given.isdecimal():
         raise ConfigurationError(
             "dagabaaz_store_url has a prepare_threshold that is no number: write how often a statement is sent before "
             "it is prepared (psycopg's own default is 5), or none."
         )
-    return int(text)
+    return int(given)
 
 
 def describe_url(url: URL) -> str:
@@ -382,6 +381,7 @@ def _build_sqlite_engine(url: URL) -> Engine:
         )
     timeout = _read_busy_timeout(url)
     engine = create_engine(url, connect_args={"timeout": timeout, "check_same_thread": False}, hide_parameters=True)
+    accept_direct(engine)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, record: Any) -> None:
@@ -395,7 +395,7 @@ def _build_sqlite_engine(url: URL) -> Engine:
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         reads = connection.get_execution_options().get(_READS, False)
-        connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+        (_BEGIN_READING if reads else _BEGIN_WRITING).change(connection, {})
 
     @event.listens_for(engine, "handle_error")
     def _drop(context: ExceptionContext) -> None:
@@ -412,12 +412,12 @@ def _build_sqlite_engine(url: URL) -> Engine:
 
 def _read_busy_timeout(url: URL) -> float:
     """Seconds that a connection waits for others to leave the file."""
-    text = str(url.query.get("timeout", _BUSY_TIMEOUT_SECONDS))
+    given = str(url.query.get("timeout", _BUSY_TIMEOUT_SECONDS))
     try:
-        return float(text)
+        return float(given)
     except ValueError:
         raise ConfigurationError(
-            f"dagabaaz_store_url has the timeout {text!r}: write for how many seconds a process waits while others "
+            f"dagabaaz_store_url has the timeout {given!r}: write for how many seconds a process waits while others "
             "write to the file."
         ) from None
 

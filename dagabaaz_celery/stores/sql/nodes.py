@@ -5,12 +5,10 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from dagabaaz_celery.stores.sql.engine import is_one_of, now, often_used, one_or_many
+from dagabaaz_celery.stores.sql.direct import Direct, DirectByLength
+from dagabaaz_celery.stores.sql.engine import is_one_of, now, one_or_many
 from dagabaaz_celery.stores.sql.records import NodeRow
 from dagabaaz_celery.stores.sql.tables import CLOSED_NODE_STATUSES, Tables
-
-#: Node rows asked for by index in one statement; a wider neighbourhood is read in several.
-_INDEX_CHUNK = 500
 
 
 class NodeRows:
@@ -38,21 +36,20 @@ class NodeRows:
         self._undoing = in_order.where(node.c.node_index < 0)
         self._lock_all = in_order.with_for_update()
         self._delete_undoing = delete(node).where(by_run, node.c.node_index < 0)
-        self._some = select(*columns).where(by_run, node.c.node_index.in_(bindparam("b_nodes", expanding=True)))
-        self._count_done = (
-            update(node)
-            .where(*by_node)
-            .values(tasks_done=node.c.tasks_done + 1)
-            .returning(node.c.tasks_done, node.c.tasks_total, node.c.status, node.c.launch_cursor)
+        self._some = DirectByLength(
+            lambda names: select(*columns).where(by_run, node.c.node_index.in_([bindparam(name) for name in names]))
         )
-        self._count_done_plain = update(node).where(*by_node).values(tasks_done=node.c.tasks_done + 1)
-        self._one = select(*columns).where(*by_node)
+        count_done = update(node).where(*by_node).values(tasks_done=node.c.tasks_done + 1)
+        counters = (node.c.tasks_done, node.c.tasks_total, node.c.status, node.c.launch_cursor)
+        self._count_done = Direct(count_done.returning(*counters))
+        self._count_done_plain = Direct(count_done)
+        self._one = Direct(select(*columns).where(*by_node))
         self._claim = (
             update(node).where(*by_node, node.c.status == "blocked").values(status="launching", opened_at=now())
         )
         is_unlaunched = is_one_of(node.c.status, ("blocked", "launching"))
         opened_at = func.coalesce(node.c.opened_at, now())
-        self._launched = often_used(
+        self._launched = Direct(
             update(node)
             .where(*by_node, is_unlaunched)
             .values(
@@ -74,7 +71,7 @@ class NodeRows:
                 closed_at=now(),
             )
         )
-        self._close = often_used(
+        self._close = Direct(
             update(node)
             .where(*by_node, node.c.status == "launched", node.c.tasks_done == node.c.tasks_total)
             .values(status=bindparam("b_status"), closed_at=now())
@@ -132,19 +129,19 @@ class NodeRows:
     def get_some(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[NodeRow]:
         """The named nodes of a run."""
         found: list[NodeRow] = []
-        for start in range(0, len(indices), _INDEX_CHUNK):
-            chunk = list(indices[start : start + _INDEX_CHUNK])
-            found += [NodeRow(*row) for row in connection.execute(self._some, {"b_run": run_id, "b_nodes": chunk})]
+        for start in range(0, len(indices), DirectByLength.longest):
+            statement, chunk = self._some.bind(indices[start : start + DirectByLength.longest])
+            found += [NodeRow(*row) for row in statement.all(connection, {"b_run": run_id, **chunk})]
         return found
 
     def count_done(self, connection: Connection, run_id: str, index: int) -> NodeRow:
         """Count one more task as done; returns the node after it."""
         key = {"b_run": run_id, "b_node": index}
         if connection.dialect.update_returning:
-            done, total, status, cursor = connection.execute(self._count_done, key).one()
+            done, total, status, cursor = self._count_done.one(connection, key)
             return NodeRow(index, status, total, done, cursor)
-        connection.execute(self._count_done_plain, key)
-        return NodeRow(*connection.execute(self._one, key).one())
+        self._count_done_plain.change(connection, key)
+        return NodeRow(*self._one.one(connection, key))
 
     def try_claim_launch(self, connection: Connection, run_id: str, index: int) -> bool:
         """Move a blocked node to launching; True if this call did."""
@@ -166,7 +163,7 @@ class NodeRows:
             for index, total, cursor in launches
         ]
         if rows:
-            connection.execute(self._launched, one_or_many(rows))
+            self._launched.change_each(connection, rows)
 
     def end_at_launch(self, connection: Connection, run_id: str, ends: Iterable[tuple[int, str]]) -> None:
         """Record (index, status) of nodes that ended without a task being sent: skipped, filtered, failed."""
@@ -180,7 +177,7 @@ class NodeRows:
     def try_close(self, connection: Connection, run_id: str, index: int, status: str) -> bool:
         """Close a launched node whose tasks are all done; True if this call did."""
         key = {"b_run": run_id, "b_node": index, "b_status": status}
-        return connection.execute(self._close, key).rowcount == 1
+        return self._close.change(connection, key) == 1
 
     def reset(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
         """Make nodes blocked again."""

@@ -21,7 +21,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery.constants import RunStatus
-from dagabaaz_celery.stores.sql.engine import now, often_used, prefer_index
+from dagabaaz_celery.stores.sql.direct import Direct
+from dagabaaz_celery.stores.sql.engine import now, prefer_index
 from dagabaaz_celery.stores.sql.records import Epilogue, RollbackStatus, RunRow
 from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables, first_id_at
 from dagabaaz_celery.stores.sql.tasks import select_first_open
@@ -58,13 +59,13 @@ class RunRows:
         self._tables = tables
         by_id = run.c.id == bindparam("b_run")
         self._select = select(*self._columns).where(by_id)
-        self._lock = often_used(self._select.with_for_update())
+        self._lock = Direct(self._select.with_for_update())
         self._by_key = (
             select(*self._columns)
             .where(run.c.pipeline == bindparam("b_pipeline"), run.c.run_key == bindparam("b_key"))
             .with_for_update()
         )
-        self._input = select(run.c.input).where(by_id)
+        self._input = Direct(select(run.c.input).where(by_id))
         timeout = bindparam("b_timeout", type_=BigInteger())
         self._insert = insert(run).values(created_at=now(), timeout=timeout, deadline_at=now() + timeout)
         self._insert_definition = insert(definition).values(created_at=now())
@@ -98,7 +99,7 @@ class RunRows:
             .values(error=bindparam("b_error"))
         )
         self._set_options = update(run).where(by_id).values(options=bindparam("b_options"))
-        self._progress = often_used(update(run).where(by_id).values(nodes_done=bindparam("b_done")))
+        self._progress = Direct(update(run).where(by_id).values(nodes_done=bindparam("b_done")))
         self._pause = update(run).where(by_id, run.c.status.in_(OPEN_RUN_STATUSES)).values(paused=bindparam("b_paused"))
         self._reopen = (
             update(run)
@@ -136,7 +137,7 @@ class RunRows:
 
     def lock(self, connection: Connection, run_id: str) -> RunRow | None:
         """The run as committed now, locked until the end of the transaction."""
-        return _to_run(connection.execute(self._lock, {"b_run": run_id}).one_or_none())
+        return _to_run(self._lock.first(connection, {"b_run": run_id}))
 
     def lock_by_key(self, connection: Connection, pipeline: str, key: str) -> RunRow | None:
         """The run of a pipeline that has this key."""
@@ -144,7 +145,7 @@ class RunRows:
 
     def get_input_text(self, connection: Connection, run_id: str) -> str:
         """The run's input, canonical JSON."""
-        return str(connection.execute(self._input, {"b_run": run_id}).scalar_one())
+        return str(self._input.one(connection, {"b_run": run_id})[0])
 
     def ensure_definition(self, connection: Connection, digest: str, body: str) -> None:
         """Store a definition unless it is there; one that was given up is in use again, and not deleted then."""
@@ -199,7 +200,7 @@ class RunRows:
 
     def set_nodes_done(self, connection: Connection, run_id: str, done: int) -> None:
         """Store how many nodes are closed."""
-        connection.execute(self._progress, {"b_run": run_id, "b_done": done})
+        self._progress.change(connection, {"b_run": run_id, "b_done": done})
 
     def try_set_paused(self, connection: Connection, run_id: str, paused: bool) -> bool:
         """Hold or release an open run; False when it is not open."""

@@ -33,13 +33,19 @@ from sqlalchemy import (
 )
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
-from dagabaaz_celery.stores.sql.engine import is_one_of, now, often_used, one_or_many, read_by_index
+from dagabaaz_celery.stores.sql.direct import Direct, DirectByLength
+from dagabaaz_celery.stores.sql.engine import fixed, is_one_of, now, read_by_index
 from dagabaaz_celery.stores.sql.records import DEADLINE_EXCEEDED, Attempt, Dispatch, Published, TaskError
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, Id, Tables
 
 UNCLAIMED = (TaskStatus.PENDING, TaskStatus.QUEUED)
 #: Ids in one statement: a bound that every driver takes.
 ID_CHUNK = 500
+#: What a new task has; the rest of its row is null.
+_NEW_COLUMNS = (
+    *("id", "run_id", "node_index", "ordinal", "status", "attempt_id", "number", "retries", "recoveries", "resends"),
+    *("input_artifact_id", "origin_artifact_id", "timeout", "error"),
+)
 #: Alternatives in one statement, of which a database looks through half for each row.
 _CASES = 100
 
@@ -53,8 +59,9 @@ class TaskRows:
         self._attempt_columns = list_attempt_columns(task)
         self._build_outcomes()
         self._build_publishing()
-        self._insert = insert(task)
-        self._insert_leased = often_used(insert(task).values(lease_until=now() + bindparam("b_lease")))
+        self._insert = Direct(insert(task), columns=_NEW_COLUMNS)
+        leased = insert(task).values(lease_until=now() + bindparam("b_lease"))
+        self._insert_leased = Direct(leased, columns=_NEW_COLUMNS)
         self._insert_history = insert(tables.attempt).values(ended_at=now())
         self._insert_history_at = insert(tables.attempt)
         by_run = task.c.run_id == bindparam("b_run")
@@ -254,7 +261,8 @@ class TaskRows:
             "not_before": now() + bindparam("b_delay"),
             "lease_until": now() + bindparam("b_lease"),
         }
-        self._complete = _guarded(update(task).values(**list_completed_values()), fenced, unfenced)
+        complete = update(task).values(**list_completed_values())
+        self._complete = {True: Direct(complete.where(*fenced)), False: Direct(complete.where(*unfenced))}
         self._end = _guarded(update(task).values(**ended), fenced, unfenced)
         self._end_unbegun = _guarded(update(task).values(**ended, claimed_at=None), fenced, unfenced)
         self._supersede = _guarded(update(task).values(**superseded), fenced, unfenced)
@@ -341,10 +349,9 @@ class TaskRows:
                 not_before=put_off(task),
             )
         )
-        self._mark = (
+        mark = (
             update(task)
             .where(
-                *among,
                 found_otherwise(task.c.status) == TaskStatus.PENDING,
                 # A claim that was refused meanwhile has consumed the message and given the lease back.
                 task.c.lease_until.is_not(None),
@@ -355,6 +362,9 @@ class TaskRows:
                 queued_at=now(),
                 lease_until=now() + bindparam("b_lease"),
             )
+        )
+        self._mark = DirectByLength(
+            lambda names: mark.where(task.c.attempt_id.in_([bindparam(name, type_=Id()) for name in names]))
         )
         self._clock = select(now())
         self._build_resending(may_publish)
@@ -437,13 +447,11 @@ class TaskRows:
 
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """Insert tasks that ended at their launch."""
-        if rows:
-            connection.execute(self._insert, one_or_many(rows))
+        self._insert.change_each(connection, rows)
 
     def insert_leased(self, connection: Connection, rows: Sequence[dict[str, Any]], lease: int | None) -> None:
         """Insert owed tasks that the caller will publish within ``lease`` microseconds, or that nobody has (None)."""
-        if rows:
-            connection.execute(self._insert_leased, one_or_many([{**row, "b_lease": lease} for row in rows]))
+        self._insert_leased.change_each(connection, [{**row, "b_lease": lease} for row in rows])
 
     # -- outcome
 
@@ -459,7 +467,9 @@ class TaskRows:
 
     def try_complete(self, connection: Connection, attempt: Attempt, shape: str) -> bool:
         """Complete the current attempt; True if this call did."""
-        return self._guard(connection, self._complete, attempt, b_shape=shape)
+        is_claimed = attempt.token is not None
+        key = {"b_attempt": attempt.attempt_id, "b_token": attempt.token, "b_shape": shape}
+        return self._complete[is_claimed].change(connection, key) == 1
 
     def try_end(
         self, connection: Connection, attempt: Attempt, status: TaskStatus, error: str, *, began: bool = True
@@ -658,7 +668,8 @@ class TaskRows:
     def mark_queued(self, connection: Connection, attempt_ids: Sequence[str], queue: str | None, lease: int) -> None:
         """Record that these attempts were published; those claimed meanwhile stay as they are."""
         for chunk in _chunks(attempt_ids):
-            connection.execute(self._mark, {"b_attempts": chunk, "b_queue": queue, "b_lease": lease})
+            statement, attempts = self._mark.bind(chunk)
+            statement.change(connection, {**attempts, "b_queue": queue, "b_lease": lease})
 
     def release(self, connection: Connection, attempt_ids: Sequence[str]) -> None:
         """Give back the leases of attempts that could not be published."""
@@ -899,8 +910,8 @@ def guard_outcome(task: Table, *, is_claimed: bool) -> tuple[ColumnElement[bool]
     """Whose outcome counts: the current attempt's, by its claim, or while it is open where it has none."""
     current = task.c.attempt_id == bindparam("b_attempt", type_=Id())
     if not is_claimed:
-        return current, task.c.status.in_(OPEN_TASK_STATUSES)
-    return current, task.c.status == TaskStatus.RUNNING, task.c.claim_token == bindparam("b_token", type_=Id())
+        return current, is_one_of(task.c.status, OPEN_TASK_STATUSES)
+    return current, task.c.status == fixed(TaskStatus.RUNNING), task.c.claim_token == bindparam("b_token", type_=Id())
 
 
 def list_completed_values() -> dict[str, Any]:

@@ -1,0 +1,211 @@
+"""Statements that every task sends: compiled once, and handed to the driver without SQLAlchemy's execution.
+
+For such small statements that execution takes longer than the database does. Connections, transactions and errors stay
+SQLAlchemy's, and it executes by itself where somebody listens to its events, as those do who trace or count statements.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from typing import Any
+
+from sqlalchemy import Connection, Dialect, Engine, ExecutionContext, event
+from sqlalchemy.exc import DBAPIError
+
+#: Where SQLAlchemy writes what it executes.
+_sql_log = logging.getLogger("sqlalchemy.engine.Engine")
+#: The execution option that says how a statement is handed to its cursor.
+_SEND = "dagabaaz_send"
+#: Lengths of lists for which there is a text, as the text has a place for each value.
+_LENGTHS = tuple(2**power for power in range(10))
+
+Send = Callable[[Any, str, Any], object]
+Convert = Callable[[Any], Any]
+
+
+def accept_direct(engine: Engine) -> None:
+    """Have an engine execute as statements here say."""
+
+    @event.listens_for(engine, "do_execute")
+    def _execute(cursor: Any, text: str, values: Any, context: ExecutionContext) -> bool:
+        send: Send | None = context.execution_options.get(_SEND)
+        if send is None:
+            return False
+        send(cursor, text, values)
+        return True
+
+
+class Direct:
+    """A statement that takes the same parameters each time, on a connection on which a transaction has begun.
+
+    Where there is none, each statement stands alone. ``columns`` are those that an INSERT is given. Like SQLAlchemy's
+    execution it raises DBAPIError.
+    """
+
+    def __init__(self, statement: Any, *, columns: Sequence[str] | None = None) -> None:
+        self._statement = statement
+        self._columns = columns
+        self._compiled: dict[str, _Compiled] = {}
+
+    def change(self, connection: Connection, key: Mapping[str, Any]) -> int:
+        """Execute a statement that returns no rows; how many it changed."""
+        compiled = self._compile(connection)
+        return compiled.execute(connection, compiled.bind(key))[1]
+
+    def change_each(self, connection: Connection, keys: Sequence[Mapping[str, Any]]) -> None:
+        """Execute it for each of many; for one, drivers know a shorter way."""
+        if len(keys) == 1:
+            self.change(connection, keys[0])
+        elif keys:
+            compiled = self._compile(connection)
+            compiled.execute_each(connection, [compiled.bind(key) for key in keys])
+
+    def first(self, connection: Connection, key: Mapping[str, Any]) -> Sequence[Any] | None:
+        """The only row that it returns, or None."""
+        rows = self.all(connection, key)
+        return rows[0] if rows else None
+
+    def one(self, connection: Connection, key: Mapping[str, Any]) -> Sequence[Any]:
+        """The row that it always returns."""
+        (row,) = self.all(connection, key)
+        return row
+
+    def all(self, connection: Connection, key: Mapping[str, Any]) -> list[Sequence[Any]]:
+        """The rows that it returns."""
+        compiled = self._compile(connection)
+        rows = compiled.execute(connection, compiled.bind(key))[0]
+        return compiled.convert(rows)
+
+    def _compile(self, connection: Connection) -> "_Compiled":
+        dialect = connection.dialect
+        compiled = self._compiled.get(dialect.driver)
+        if compiled is None:
+            compiled = self._compiled[dialect.driver] = _Compiled(self._statement, dialect, self._columns)
+        return compiled
+
+
+class DirectByLength:
+    """Statements that differ in how many values a list has, which ``build`` makes from the names of so many binds.
+
+    There are few of them: a shorter list is filled up with its last value. ``longest`` is what a list may have.
+    """
+
+    longest = _LENGTHS[-1]
+
+    def __init__(self, build: Callable[[list[str]], Any]) -> None:
+        self._build = build
+        self._built: dict[int, Direct] = {}
+
+    def bind(self, values: Sequence[Any]) -> tuple[Direct, dict[str, Any]]:
+        """The statement for a list that is not empty, and the list's part of its parameters."""
+        length = next(length for length in _LENGTHS if length >= len(values))
+        names = [f"b_item{place}" for place in range(length)]
+        if length not in self._built:
+            self._built[length] = Direct(self._build(names))
+        filled = [*values, *[values[-1]] * (length - len(values))]
+        return self._built[length], dict(zip(names, filled, strict=True))
+
+
+class _Compiled:
+    """A statement's text for one driver, and what its values go through."""
+
+    def __init__(self, statement: Any, dialect: Dialect, columns: Sequence[str] | None) -> None:
+        compiled: Any = statement.compile(dialect=dialect, column_keys=columns)
+        self._text = str(compiled)
+        self._is_positional = bool(compiled.positional)
+        names = compiled.positiontup if self._is_positional else list(compiled.params)
+        self._places = [self._place(compiled, name, dialect) for name in names]
+        self._names = names
+        returned = getattr(statement, "exported_columns", ())
+        found = [(place, _find_result_processor(column.type, dialect)) for place, column in enumerate(returned)]
+        self._conversions = [(place, convert) for place, convert in found if convert is not None]
+        # Where a session may have no prepared statements, psycopg prepares none, whatever it is told.
+        self._send: Send = _send_prepared if dialect.driver == "psycopg" else _send_plain
+
+    @staticmethod
+    def _place(compiled: Any, name: str, dialect: Dialect) -> tuple[str | None, Convert | None, Any]:
+        """The parameter of a place with its conversion, or no parameter and the value that is always there."""
+        bind = compiled.binds[name]
+        convert = bind.type.dialect_impl(dialect).bind_processor(dialect)
+        if bind.required:
+            return bind.key, convert, None
+        value = bind.effective_value.value if isinstance(bind.effective_value, Enum) else bind.effective_value
+        return None, None, value if convert is None else convert(value)
+
+    def bind(self, key: Mapping[str, Any]) -> Any:
+        values = [
+            value if name is None else key[name] if convert is None else convert(key[name])
+            for name, convert, value in self._places
+        ]
+        return tuple(values) if self._is_positional else dict(zip(self._names, values, strict=True))
+
+    def convert(self, rows: Sequence[Any]) -> list[Any]:
+        if not self._conversions:
+            return list(rows)
+        converted = []
+        for row in rows:
+            values = list(row)
+            for place, convert in self._conversions:
+                values[place] = convert(values[place])
+            converted.append(values)
+        return converted
+
+    def execute(self, connection: Connection, values: Any) -> tuple[Sequence[Any], int]:
+        """The rows that the driver gives, and how many it says that there were, or were changed."""
+        if _is_watched(connection):
+            result = self._execute_watched(connection, values, self._send)
+            return [tuple(row) for row in result] if result.returns_rows else [], result.rowcount
+        cursor = connection.connection.cursor()
+        try:
+            self._send(cursor, self._text, values)
+            return cursor.fetchall() if cursor.description else [], cursor.rowcount
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise self._translate(connection, values, cursor, error) from error
+        finally:
+            cursor.close()
+
+    def execute_each(self, connection: Connection, values: list[Any]) -> None:
+        if _is_watched(connection):
+            connection.exec_driver_sql(self._text, values)
+            return
+        cursor = connection.connection.cursor()
+        try:
+            cursor.executemany(self._text, values)
+        except connection.dialect.loaded_dbapi.Error as error:
+            raise self._translate(connection, values[0], cursor, error) from error
+        finally:
+            cursor.close()
+
+    def _translate(self, connection: Connection, values: Any, cursor: Any, error: Exception) -> Exception:
+        """The error as SQLAlchemy raises it, which finds out what it means for the connection."""
+
+        def fail(other_cursor: Any, text: str, values: Any) -> None:
+            raise error
+
+        cursor.close()  # it lives on in the error's traceback: a file, or a result, would stay open
+        try:
+            self._execute_watched(connection, values, fail)
+        except DBAPIError as translated:
+            return translated
+        return error
+
+    def _execute_watched(self, connection: Connection, values: Any, send: Send) -> Any:
+        return connection.exec_driver_sql(self._text, values, {_SEND: send})
+
+
+def _is_watched(connection: Connection) -> bool:
+    events: Any = connection.dispatch
+    listens = events.before_cursor_execute or events.after_cursor_execute
+    return bool(listens) or _sql_log.isEnabledFor(logging.INFO)
+
+
+def _send_plain(cursor: Any, text: str, values: Any) -> None:
+    cursor.execute(text, values)
+
+
+def _send_prepared(cursor: Any, text: str, values: Any) -> None:
+    cursor.execute(text, values, prepare=True)
+
+
+def _find_result_processor(type_: Any, dialect: Dialect) -> Convert | None:
+    return type_.dialect_impl(dialect).result_processor(dialect, None)  # type: ignore[no-any-return]
