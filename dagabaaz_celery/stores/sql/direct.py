@@ -116,7 +116,8 @@ class _Compiled:
         names = compiled.positiontup if self._is_positional else list(compiled.params)
         self._places = [self._place(compiled, name, dialect) for name in names]
         self._names = names
-        returned = getattr(statement, "exported_columns", ())
+        returned = list(getattr(statement, "exported_columns", ()))
+        self._returns_rows = bool(returned)  # psycopg takes long to tell
         found = [(place, _find_result_processor(column.type, dialect)) for place, column in enumerate(returned)]
         self._conversions = [(place, convert) for place, convert in found if convert is not None]
         # Where a session may have no prepared statements, psycopg prepares none, whatever it is told.
@@ -154,15 +155,16 @@ class _Compiled:
         """The rows that the driver gives, and how many it says that there were, or were changed."""
         if _is_watched(connection):
             result = self._execute_watched(connection, values, self._send)
-            return [tuple(row) for row in result] if result.returns_rows else [], result.rowcount
+            return [tuple(row) for row in result] if self._returns_rows else [], result.rowcount
         cursor = connection.connection.cursor()
         try:
             self._send(cursor, self._text, values)
-            return cursor.fetchall() if cursor.description else [], cursor.rowcount
+            rows: Sequence[Any] = cursor.fetchall() if self._returns_rows else []
         except connection.dialect.loaded_dbapi.Error as error:
             raise self._translate(connection, values, cursor, error) from error
-        finally:
-            cursor.close()
+        changed = cursor.rowcount
+        cursor.close()
+        return rows, changed
 
     def execute_each(self, connection: Connection, values: list[Any]) -> None:
         if _is_watched(connection):
@@ -173,8 +175,7 @@ class _Compiled:
             cursor.executemany(self._text, values)
         except connection.dialect.loaded_dbapi.Error as error:
             raise self._translate(connection, values[0], cursor, error) from error
-        finally:
-            cursor.close()
+        cursor.close()
 
     def _translate(self, connection: Connection, values: Any, cursor: Any, error: Exception) -> Exception:
         """The error as SQLAlchemy raises it, which finds out what it means for the connection."""
@@ -194,7 +195,7 @@ class _Compiled:
 
 
 def _is_watched(connection: Connection) -> bool:
-    events: Any = connection.dispatch
+    events: Any = connection.engine.dispatch
     listens = events.before_cursor_execute or events.after_cursor_execute
     return bool(listens) or _sql_log.isEnabledFor(logging.INFO)
 

@@ -244,9 +244,16 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
         if decides:  # psycopg takes no text for it
             given["prepare_threshold"] = _read_prepare_threshold(parsed)
             parsed = parsed.difference_update_query(["prepare_threshold"])
-        level = "AUTOCOMMIT" if driver == "psycopg" else "READ COMMITTED"
+        level = "AUTOCOMMIT" if _begins_by_hand(parsed) else "READ COMMITTED"
         # Parameters are the users' data: they stay out of logs and tracebacks.
-        engine = create_engine(parsed, isolation_level=level, connect_args=given, hide_parameters=True, **pool)
+        engine = create_engine(
+            parsed,
+            isolation_level=level,
+            connect_args=given,
+            hide_parameters=True,
+            pool_reset_on_return=None,  # who opened a transaction has ended it
+            **pool,
+        )
     except (NoSuchModuleError, ImportError) as error:
         raise ConfigurationError(
             f"The driver of the store URL {describe_url(parsed)!r} is not installed: {error}. {_advise(parsed)}"
@@ -254,25 +261,47 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
     accept_direct(engine)
     _ping_idle_connections(engine)
     if driver == "psycopg":
-        _begin_by_hand(engine)
-        _settle_sessions(engine, may_prepare=not decides)
+        _begin_by_hand(engine, ["BEGIN ISOLATION LEVEL {level}"])
+        _settle_postgresql(engine, may_prepare=not decides)
+    elif _begins_by_hand(parsed):
+        _begin_by_hand(engine, ["SET TRANSACTION ISOLATION LEVEL {level}", "BEGIN"])
+        _settle_mysql(engine)
     return engine
 
 
-def _begin_by_hand(engine: Engine) -> None:
-    """Send BEGIN for transactions, of one level or another; a connection whose statements stand alone sends none.
+def _begins_by_hand(url: URL) -> bool:
+    """Whether transactions are begun by a statement of ours, so that other statements may stand alone.
 
     To switch a connection between the two, as a driver does, costs more than what is sent.
+    """
+    return url.get_backend_name() in ("sqlite", "mysql", "mariadb") or url.get_dialect().driver == "psycopg"
+
+
+def _begin_by_hand(engine: Engine, statements: Sequence[str]) -> None:
+    """Send what begins a transaction, the last of the statements for the usual level, all of them for another one.
+
+    A connection whose statements stand alone sends none.
     """
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        if not stands_alone(connection):
-            level = connection.get_execution_options().get(_LEVEL, "READ COMMITTED")
-            connection.exec_driver_sql(f"BEGIN ISOLATION LEVEL {level}")
+        if stands_alone(connection):
+            return
+        level = connection.get_execution_options().get(_LEVEL)
+        for statement in statements if level else statements[-1:]:
+            connection.exec_driver_sql(statement.format(level=level or "READ COMMITTED"))
 
 
-def _settle_sessions(engine: Engine, *, may_prepare: bool) -> None:
+def _settle_mysql(engine: Engine) -> None:
+    @event.listens_for(engine, "connect")
+    def _settle(connection: Any, record: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        cursor.close()
+        record.info[_STANDS_ALONE] = True
+
+
+def _settle_postgresql(engine: Engine, *, may_prepare: bool) -> None:
     """Have PostgreSQL keep the plans of what is ``Direct``, in sessions that are one's own.
 
     No other statement is prepared: a plan for any value does not use an index that is there for some values only. And
@@ -380,12 +409,18 @@ def _build_sqlite_engine(url: URL) -> Engine:
             'Write dagabaaz_store_url = "sqlite:////absolute/path/runs.sqlite3".'
         )
     timeout = _read_busy_timeout(url)
-    engine = create_engine(url, connect_args={"timeout": timeout, "check_same_thread": False}, hide_parameters=True)
+    engine = create_engine(
+        url,
+        connect_args={"timeout": timeout, "check_same_thread": False},
+        hide_parameters=True,
+        pool_reset_on_return=None,  # who opened a transaction has ended it
+    )
     accept_direct(engine)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, record: Any) -> None:
         connection.isolation_level = None  # the driver must not begin transactions of its own
+        record.info[_STANDS_ALONE] = True
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout={int(timeout * 1000)}")
         _switch_to_wal(cursor, timeout)
@@ -394,6 +429,8 @@ def _build_sqlite_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
+        if stands_alone(connection):
+            return
         reads = connection.get_execution_options().get(_READS, False)
         (_BEGIN_READING if reads else _BEGIN_WRITING).change(connection, {})
 
@@ -508,7 +545,8 @@ class Database:
         self.shared = shared
         self._engine = build_engine(url) if shared is None else None
         self._is_sqlite = self.url.get_backend_name() == "sqlite"
-        self._begins_by_hand = self.url.get_backend_name() == "postgresql" and self.url.get_driver_name() == "psycopg"
+        self._begins_by_hand = _begins_by_hand(self.url)
+        self._engine_alone: Engine | None = None
         self._turn = threading.RLock()
         os.register_at_fork(
             before=call_while_alive(self.before_fork),
@@ -524,6 +562,13 @@ class Database:
                 self._engine = self._engine or self.shared.build_engine()
         assert self._engine is not None  # noqa: S101  # made here or at the beginning
         return self._engine
+
+    @property
+    def _standing_alone(self) -> Engine:
+        """The same connections, for statements that stand alone."""
+        if self._engine_alone is None:  # to set the option of each connection would take longer
+            self._engine_alone = self.engine.execution_options(**{_EACH_ALONE: True})
+        return self._engine_alone
 
     @property
     def makes_round_trips(self) -> bool:
@@ -572,10 +617,12 @@ class Database:
             with self.write() as connection:
                 yield connection
             return
-        with self.engine.connect().execution_options(**{_EACH_ALONE: True}) as connection:
+        with self._taking_turns(), self._standing_alone.connect() as connection:
+            if not stands_alone(connection):  # where a pooler's sessions are of another level
+                connection.begin()
             try:
                 yield connection
-                connection.commit()  # where a pooler's sessions are of another level, there is a transaction after all
+                connection.commit()
             except DBAPIError as error:
                 if error.connection_invalidated:  # whatever else was answered, nothing was committed
                     raise _leave_unanswered(error.statement, error) from error
