@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, delete, func, insert, select
 
 from dagabaaz_celery.models import DagArtifact, TaskArtifact
-from dagabaaz_celery.stores.sql.direct import Direct
+from dagabaaz_celery.stores.sql.direct import Direct, DirectByLength
 from dagabaaz_celery.stores.sql.engine import prefer_index
 from dagabaaz_celery.stores.sql.tables import Tables
 
@@ -35,7 +35,11 @@ class ArtifactRows:
         def in_order(statement: Select[Any]) -> Select[Any]:
             return statement.order_by(artifact.c.node_index, artifact.c.task_ordinal, artifact.c.ordinal)
 
-        self._for_routing = in_order(select(*dag_columns).where(*at_nodes))
+        def build_for_routing(names: list[str]) -> Select[Any]:
+            nodes = artifact.c.node_index.in_([bindparam(name) for name in names])
+            return in_order(select(*dag_columns).where(artifact.c.run_id == bindparam("b_run"), nodes))
+
+        self._for_routing = DirectByLength(build_for_routing)
         self._for_tasks = in_order(select(artifact.c.node_index, *task_columns).where(*at_nodes))
         self._of_origin = in_order(
             select(*task_columns).where(*at_nodes, artifact.c.origin_artifact_id == bindparam("b_origin"))
@@ -65,7 +69,9 @@ class ArtifactRows:
 
     def for_routing(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[DagArtifact]:
         """Artifacts of nodes as the engine sees them."""
-        rows = connection.execute(self._for_routing, {"b_run": run_id, "b_nodes": list(indices)})
+        if not indices:
+            return []
+        statement, nodes = self._for_routing.bind(indices)
         return [
             DagArtifact.model_construct(
                 id=id_,
@@ -75,7 +81,7 @@ class ArtifactRows:
                 metadata=json.loads(text),
                 origin_artifact_id=origin,
             )
-            for id_, name, size, mime, text, origin in rows
+            for id_, name, size, mime, text, origin in statement.all(connection, {"b_run": run_id, **nodes})
         ]
 
     def for_tasks(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[tuple[int, TaskArtifact]]:

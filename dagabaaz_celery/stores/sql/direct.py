@@ -5,7 +5,8 @@ SQLAlchemy's, and it executes by itself where somebody listens to its events, as
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
 from typing import Any
 
@@ -84,6 +85,20 @@ class Direct:
         return compiled
 
 
+@contextmanager
+def in_one_go(connection: Connection) -> Iterator[None]:
+    """Changes of which nobody asks how much they changed: they make one round trip where the driver knows how to."""
+    if connection.dialect.driver != "psycopg" or _is_watched(connection):
+        yield
+        return
+    driver: Any = connection.connection.dbapi_connection
+    try:
+        with driver.pipeline():
+            yield
+    except connection.dialect.loaded_dbapi.Error as error:
+        raise _translate(connection, "", (), error) from error
+
+
 class DirectByLength:
     """Statements that differ in how many values a list has, which ``build`` makes from the names of so many binds.
 
@@ -154,14 +169,15 @@ class _Compiled:
     def execute(self, connection: Connection, values: Any) -> tuple[Sequence[Any], int]:
         """The rows that the driver gives, and how many it says that there were, or were changed."""
         if _is_watched(connection):
-            result = self._execute_watched(connection, values, self._send)
+            result = connection.exec_driver_sql(self._text, values, {_SEND: self._send})
             return [tuple(row) for row in result] if self._returns_rows else [], result.rowcount
         cursor = connection.connection.cursor()
         try:
             self._send(cursor, self._text, values)
             rows: Sequence[Any] = cursor.fetchall() if self._returns_rows else []
         except connection.dialect.loaded_dbapi.Error as error:
-            raise self._translate(connection, values, cursor, error) from error
+            cursor.close()  # it lives on in the error's traceback: a file, or a result, would stay open
+            raise _translate(connection, self._text, values, error) from error
         changed = cursor.rowcount
         cursor.close()
         return rows, changed
@@ -174,24 +190,22 @@ class _Compiled:
         try:
             cursor.executemany(self._text, values)
         except connection.dialect.loaded_dbapi.Error as error:
-            raise self._translate(connection, values[0], cursor, error) from error
+            cursor.close()
+            raise _translate(connection, self._text, values[0], error) from error
         cursor.close()
 
-    def _translate(self, connection: Connection, values: Any, cursor: Any, error: Exception) -> Exception:
-        """The error as SQLAlchemy raises it, which finds out what it means for the connection."""
 
-        def fail(other_cursor: Any, text: str, values: Any) -> None:
-            raise error
+def _translate(connection: Connection, text: str, values: Any, error: Exception) -> Exception:
+    """An error as SQLAlchemy raises it, which finds out what it means for the connection."""
 
-        cursor.close()  # it lives on in the error's traceback: a file, or a result, would stay open
-        try:
-            self._execute_watched(connection, values, fail)
-        except DBAPIError as translated:
-            return translated
-        return error
+    def fail(cursor: Any, text: str, values: Any) -> None:
+        raise error
 
-    def _execute_watched(self, connection: Connection, values: Any, send: Send) -> Any:
-        return connection.exec_driver_sql(self._text, values, {_SEND: send})
+    try:
+        connection.exec_driver_sql(text, values, {_SEND: fail})
+    except DBAPIError as translated:
+        return translated
+    return error
 
 
 def _is_watched(connection: Connection) -> bool:

@@ -179,6 +179,11 @@ class NodeRows:
         key = {"b_run": run_id, "b_node": index, "b_status": status}
         return self._close.change(connection, key) == 1
 
+    def close(self, connection: Connection, run_id: str, ends: Iterable[tuple[int, str]]) -> None:
+        """Close launched nodes whose tasks are known to be all done: (index, status)."""
+        keys = [{"b_run": run_id, "b_node": index, "b_status": status} for index, status in ends]
+        self._close.change_each(connection, keys)
+
     def reset(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
         """Make nodes blocked again."""
         rows: list[dict[str, Any]] = [{"b_run": run_id, "b_node": index} for index in indices]

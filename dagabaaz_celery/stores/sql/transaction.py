@@ -26,6 +26,7 @@ from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
 from dagabaaz_celery.stores.sql.claims import ClaimRows
 from dagabaaz_celery.stores.sql.completions import CompletionRows
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
+from dagabaaz_celery.stores.sql.direct import in_one_go
 from dagabaaz_celery.stores.sql.nodes import NodeRows
 from dagabaaz_celery.stores.sql.owed import OwedRows, WorkerRows
 from dagabaaz_celery.stores.sql.pruning import PruneRows
@@ -121,6 +122,7 @@ class RunTransaction:
         self._definitions = definitions
         self._run: RunRow | None = None
         self._nodes: dict[int, NodeRow] = {}
+        self._closed: dict[int, str] = {}
         self._planned: dict[int, list[_Planned]] = {}
         self._claimed: set[int] = set()
         self._ended_at_launch: dict[int, str] = {}
@@ -359,13 +361,17 @@ class RunTransaction:
         return [self._nodes[index] for index in sorted(self._nodes)]
 
     def close_node(self, node_index: int) -> bool:
-        """Close a launched node whose tasks are all done, the run being locked; as skipped where a failure says so."""
-        done = self.nodes_done
+        """Close a launched node whose tasks are all done, the run being locked; as skipped where a failure says so.
+
+        What the node's row said when it was read, or counted, under a lock, is so until the end of the transaction.
+        """
+        done, node = self.nodes_done, self.node(node_index)
+        if node.status != "launched" or node.tasks_done != node.tasks_total:
+            return False
         says_skip = self.definition.definition.says_skip(node_index)
         status = "skipped" if says_skip and self.has_ended_badly(node_index) else "completed"
-        if not self.rows.nodes.try_close(self.connection, self.run_id, node_index, status):
-            return False
-        self._nodes[node_index] = replace(self.node(node_index), status=status)
+        self._nodes[node_index] = replace(node, status=status)
+        self._closed[node_index] = status
         self._nodes_done = done + 1
         self.aftermath.closed.append(node_index)
         return True
@@ -462,20 +468,22 @@ class RunTransaction:
 
     def flush(self) -> None:
         """Write what was gathered; the last thing before the commit."""
-        # A node is launched, or ended, with what it was launched with; one that has neither is only claimed.
-        self._write_claims(self._claimed - self._planned.keys() - self._ended_at_launch.keys())
-        self.rows.tasks.insert(self.connection, self._pre_terminal)
-        self.rows.nodes.end_at_launch(self.connection, self.run_id, self._ended_at_launch.items())
-        launches = []
-        for index, planned in self._planned.items():
-            batch = planned[: self.policy.launch_batch]
-            self._write_tasks(index, list(enumerate(batch)))
-            launches.append((index, len(planned), len(batch)))
-            if len(batch) < len(planned):
-                self.owe("launch", self.run.status, index)
-        self.rows.nodes.set_launched(self.connection, self.run_id, launches)
-        if self._run is not None and self.nodes_done != self._run.nodes_done:
-            self.rows.runs.set_nodes_done(self.connection, self.run_id, self.nodes_done)
+        with in_one_go(self.connection):
+            self.rows.nodes.close(self.connection, self.run_id, self._closed.items())
+            # A node is launched, or ended, with what it was launched with; one that has neither is only claimed.
+            self._write_claims(self._claimed - self._planned.keys() - self._ended_at_launch.keys())
+            self.rows.tasks.insert(self.connection, self._pre_terminal)
+            self.rows.nodes.end_at_launch(self.connection, self.run_id, self._ended_at_launch.items())
+            launches = []
+            for index, planned in self._planned.items():
+                batch = planned[: self.policy.launch_batch]
+                self._write_tasks(index, list(enumerate(batch)))
+                launches.append((index, len(planned), len(batch)))
+                if len(batch) < len(planned):
+                    self.owe("launch", self.run.status, index)
+            self.rows.nodes.set_launched(self.connection, self.run_id, launches)
+            if self._run is not None and self.nodes_done != self._run.nodes_done:
+                self.rows.runs.set_nodes_done(self.connection, self.run_id, self.nodes_done)
 
     # -- inside
 
