@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Integer,
+    Select,
     Text,
     bindparam,
     cast,
@@ -30,7 +31,8 @@ from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
 from dagabaaz_celery.stores.sql.direct import Direct
 from dagabaaz_celery.stores.sql.engine import updates_two_tables, writes_in_queries
 from dagabaaz_celery.stores.sql.nodes import NodeRows
-from dagabaaz_celery.stores.sql.records import Attempt, NodeRow
+from dagabaaz_celery.stores.sql.records import Attempt, NodeRow, RunRow
+from dagabaaz_celery.stores.sql.runs import list_run_columns, to_run
 from dagabaaz_celery.stores.sql.tables import Id, Tables
 from dagabaaz_celery.stores.sql.tasks import TaskRows, guard_outcome, list_completed_values
 
@@ -46,6 +48,8 @@ _OWN_COLUMNS: dict[str, Any] = {
     "metadata": Text(),
     "origin_artifact_id": Id(),
 }
+#: What a NodeRow has beside its index, in its fields' order.
+_COUNTERS = ("status", "tasks_total", "tasks_done", "launch_cursor")
 #: More artifacts, or more text in them, are written before the node is counted: others wait for who has counted it.
 _FEW, _SHORT = 50, 100_000
 
@@ -80,7 +84,7 @@ class CompletionRows:
             .with_for_update()
             .cte("held")
         )
-        counters = (node.c.status, node.c.tasks_total, node.c.tasks_done, node.c.launch_cursor)
+        counters = [node.c[name] for name in _COUNTERS]
         counted = (
             update(node)
             .where(*self._at_barrier(held, may_close))
@@ -109,7 +113,15 @@ class CompletionRows:
         rows = select(*of_task.values(), *(made.c[name] for name in _OWN_COLUMNS)).join_from(counted, made, true())
         inserted = insert(artifact).from_select([*of_task, *_OWN_COLUMNS], rows).returning(artifact.c.id)
         found = select(*(counted.c[counter.name] for counter in counters))
-        return Direct(found.join(completed, completed.c.id == counted.c.id).add_cte(inserted.cte("inserted")))
+        found = found.join(completed, completed.c.id == counted.c.id).add_cte(inserted.cte("inserted"))
+        return Direct(self._lock_run_of_last(found, counted) if may_close else found)
+
+    def _lock_run_of_last(self, found: Select[Any], counted: Any) -> Select[Any]:
+        """With the run's row, locked, where the task was the last of its node: what follows takes that lock anyway."""
+        run = self._tables.run
+        is_last = (run.c.id == counted.c.run_id, counted.c.tasks_done == counted.c.tasks_total)
+        locked = select(*list_run_columns(run)).where(*is_last).with_for_update(of=run).cte("locked")
+        return found.add_columns(*locked.c).outerjoin(locked, true())
 
     def _build_of_both(self, is_claimed: bool, may_close: bool) -> Direct:
         task, node = self._tables.task, self._tables.node
@@ -120,20 +132,25 @@ class CompletionRows:
 
     def try_complete(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str
-    ) -> NodeRow | None:
+    ) -> tuple[NodeRow, RunRow | None] | None:
         """Complete an attempt, with the rows of its artifacts, and count it at its node, which is returned.
 
-        None, with nothing written, where it lost its guard.
+        With it comes the run where the node's last task is done, and the run's row was locked by the way. None, with
+        nothing written, where the attempt lost its guard.
         """
         if writes_in_queries(connection) and not is_large(artifacts):
-            return self._complete_in_one(connection, attempt, artifacts, shape, may_close=True)
+            row = self._complete_in_one(connection, attempt, artifacts, shape, may_close=True)
+            if row is None:
+                return None
+            counters, run = row[: len(_COUNTERS)], row[len(_COUNTERS) :]
+            return NodeRow(attempt.node_index, *counters), None if run[0] is None else to_run(run)
         if updates_two_tables(connection) and not is_large(artifacts):
             is_done = self._complete_both(connection, attempt, artifacts, shape, may_close=True)
-            return self._nodes.get_some(connection, attempt.run_id, [attempt.node_index])[0] if is_done else None
+            return (self._nodes.get(connection, attempt.run_id, attempt.node_index), None) if is_done else None
         if not self._tasks.try_complete(connection, attempt, shape):
             return None
         self._artifacts.insert(connection, artifacts)
-        return self._nodes.count_done(connection, attempt.run_id, attempt.node_index)
+        return self._nodes.count_done(connection, attempt.run_id, attempt.node_index), None
 
     def try_leave_open(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str
@@ -149,11 +166,10 @@ class CompletionRows:
 
     def _complete_in_one(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool
-    ) -> NodeRow | None:
+    ) -> Sequence[Any] | None:
         own = [{name: row[name] for name in _OWN_COLUMNS} for row in artifacts]
         key = {**_key(attempt, shape), "b_artifacts": json.dumps(own, ensure_ascii=False)}
-        row = self._in_one[attempt.token is not None, may_close].first(connection, key)
-        return None if row is None else NodeRow(attempt.node_index, *row)
+        return self._in_one[attempt.token is not None, may_close].first(connection, key)
 
     def _complete_both(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool

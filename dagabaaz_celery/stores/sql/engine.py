@@ -282,14 +282,18 @@ def _begin_by_hand(engine: Engine, statements: Sequence[str]) -> None:
 
     A connection whose statements stand alone sends none.
     """
+    begin = Direct(text(statements[-1].format(level="READ COMMITTED")))
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
         if stands_alone(connection):
             return
         level = connection.get_execution_options().get(_LEVEL)
-        for statement in statements if level else statements[-1:]:
-            connection.exec_driver_sql(statement.format(level=level or "READ COMMITTED"))
+        if level is None:
+            begin.change(connection, {})
+            return
+        for statement in statements:
+            connection.exec_driver_sql(statement.format(level=level))
 
 
 def _settle_mysql(engine: Engine) -> None:

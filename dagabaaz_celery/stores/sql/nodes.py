@@ -126,6 +126,10 @@ class NodeRows:
         """Forget what was undone."""
         connection.execute(self._delete_undoing, {"b_run": run_id})
 
+    def get(self, connection: Connection, run_id: str, index: int) -> NodeRow:
+        """One node of a run."""
+        return NodeRow(*self._one.one(connection, {"b_run": run_id, "b_node": index}))
+
     def get_some(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[NodeRow]:
         """The named nodes of a run."""
         found: list[NodeRow] = []
@@ -141,7 +145,7 @@ class NodeRows:
             done, total, status, cursor = self._count_done.one(connection, key)
             return NodeRow(index, status, total, done, cursor)
         self._count_done_plain.change(connection, key)
-        return NodeRow(*self._one.one(connection, key))
+        return self.get(connection, run_id, index)
 
     def try_claim_launch(self, connection: Connection, run_id: str, index: int) -> bool:
         """Move a blocked node to launching; True if this call did."""

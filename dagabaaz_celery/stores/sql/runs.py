@@ -10,6 +10,7 @@ from sqlalchemy import (
     Connection,
     Insert,
     Select,
+    Table,
     bindparam,
     func,
     insert,
@@ -36,26 +37,7 @@ class RunRows:
 
     def __init__(self, tables: Tables) -> None:
         run, definition = tables.run, tables.definition
-        self._columns = (
-            run.c.id,
-            run.c.pipeline,
-            run.c.version,
-            run.c.definition_hash,
-            run.c.run_key,
-            run.c.status,
-            run.c.paused,
-            run.c.generation,
-            run.c.nodes_total,
-            run.c.nodes_done,
-            run.c.error,
-            run.c.options,
-            run.c.created_at,
-            run.c.ended_at,
-            run.c.rollback_status,
-            run.c.epilogue,
-            run.c.timeout,
-            run.c.pruned_at,
-        )
+        self._columns = list_run_columns(run)
         self._tables = tables
         by_id = run.c.id == bindparam("b_run")
         self._select = select(*self._columns).where(by_id)
@@ -133,15 +115,15 @@ class RunRows:
 
     def get(self, connection: Connection, run_id: str) -> RunRow | None:
         """The run, read without a lock."""
-        return _to_run(connection.execute(self._select, {"b_run": run_id}).one_or_none())
+        return _to_run_or_none(connection.execute(self._select, {"b_run": run_id}).one_or_none())
 
     def lock(self, connection: Connection, run_id: str) -> RunRow | None:
         """The run as committed now, locked until the end of the transaction."""
-        return _to_run(self._lock.first(connection, {"b_run": run_id}))
+        return _to_run_or_none(self._lock.first(connection, {"b_run": run_id}))
 
     def lock_by_key(self, connection: Connection, pipeline: str, key: str) -> RunRow | None:
         """The run of a pipeline that has this key."""
-        return _to_run(connection.execute(self._by_key, {"b_pipeline": pipeline, "b_key": key}).one_or_none())
+        return _to_run_or_none(connection.execute(self._by_key, {"b_pipeline": pipeline, "b_key": key}).one_or_none())
 
     def get_input_text(self, connection: Connection, run_id: str) -> str:
         """The run's input, canonical JSON."""
@@ -249,7 +231,7 @@ class RunRows:
             query = query.where(run_id >= first_id_at(created_since - _CLOCK_SKEW), run.c.created_at >= created_since)
         if created_before is not None:
             query = query.where(run_id < first_id_at(created_before + _CLOCK_SKEW), run.c.created_at < created_before)
-        return [row for row in map(_to_run, connection.execute(query)) if row is not None]
+        return [to_run(row) for row in connection.execute(query)]
 
     def list_between(self, connection: Connection, first: str, last: str, limit: int) -> list[str]:
         """Ids of runs from one to another, both included, in order."""
@@ -323,9 +305,32 @@ def insert_or_nothing(connection: Connection, statement: Insert, **values: Any) 
     return True
 
 
-def _to_run(row: Any) -> RunRow | None:
-    if row is None:
-        return None
+def list_run_columns(run: Table) -> tuple[ColumnElement[Any], ...]:
+    """What a RunRow is made of, in the order that ``to_run`` takes."""
+    return (
+        run.c.id,
+        run.c.pipeline,
+        run.c.version,
+        run.c.definition_hash,
+        run.c.run_key,
+        run.c.status,
+        run.c.paused,
+        run.c.generation,
+        run.c.nodes_total,
+        run.c.nodes_done,
+        run.c.error,
+        run.c.options,
+        run.c.created_at,
+        run.c.ended_at,
+        run.c.rollback_status,
+        run.c.epilogue,
+        run.c.timeout,
+        run.c.pruned_at,
+    )
+
+
+def to_run(row: Sequence[Any]) -> RunRow:
+    """A run's row as it was read."""
     (
         id_,
         pipeline,
@@ -366,3 +371,7 @@ def _to_run(row: Any) -> RunRow | None:
         timeout=timeout,
         pruned_at=pruned_at,
     )
+
+
+def _to_run_or_none(row: Sequence[Any] | None) -> RunRow | None:
+    return None if row is None else to_run(row)

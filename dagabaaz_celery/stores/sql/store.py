@@ -371,10 +371,10 @@ class SqlStore:
         attempt, rows, completions = work.attempt, self._artifact_rows(work, artifacts), self.rows.completions
 
         def transition(connection: Connection) -> Aftermath | None:
-            node = completions.try_complete(connection, attempt, rows, shape)
-            if node is None:
+            counted = completions.try_complete(connection, attempt, rows, shape)
+            if counted is None:
                 return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, TaskStatus.COMPLETED))
-            return self._go_on(connection, work, node)
+            return self._go_on(connection, work, *counted)
 
         if (
             self._may_leave_open(work)
@@ -398,11 +398,11 @@ class SqlStore:
         node = self.rows.nodes.count_done(connection, work.attempt.run_id, work.attempt.node_index)
         return self._go_on(connection, work, node)
 
-    def _go_on(self, connection: Connection, work: Work, node: NodeRow) -> Aftermath:
-        """Close a node where a task that was counted at it was the last."""
+    def _go_on(self, connection: Connection, work: Work, node: NodeRow, run: RunRow | None = None) -> Aftermath:
+        """Close a node where a task that was counted at it was the last; ``run`` where it is locked already."""
         if node.tasks_done < node.tasks_total:
             return self._remind_of_epilogue(connection, work)
-        return self._advance(connection, work.attempt, node)
+        return self._advance(connection, work.attempt, node, run)
 
     def _remind_of_epilogue(self, connection: Connection, work: Work) -> Aftermath:
         """What waits for the last bodies of a run that has ended is told that one is over."""
@@ -414,9 +414,11 @@ class SqlStore:
             transaction.remind_of_epilogue()
         return transaction.aftermath
 
-    def _advance(self, connection: Connection, attempt: Attempt, node: NodeRow) -> Aftermath:
+    def _advance(self, connection: Connection, attempt: Attempt, node: NodeRow, run: RunRow | None) -> Aftermath:
         """The completion that closes its node looks at what became ready, the run being locked."""
         transaction = self.transaction(connection, attempt.run_id)
+        if run is not None:
+            transaction.note_locked(run)
         transaction.note_settled(attempt)
         if transaction.run.status != RunStatus.RUNNING:
             epilogue.note_node_done(transaction, node)

@@ -142,12 +142,17 @@ class RunTransaction:
     def run(self) -> RunRow:
         """The run, locked."""
         if self._run is None:
-            self._run = self.rows.runs.lock(self.connection, self.run_id)
-            if self._run is None:
+            run = self.rows.runs.lock(self.connection, self.run_id)
+            if run is None:
                 raise UnknownRun(f"The store has no run {self.run_id}.", remedy=Remedy.LIST_RUNS)
-            refuse_pruned(self._run)
-            self._nodes_done = self._run.nodes_done
+            return self.note_locked(run)
         return self._run
+
+    def note_locked(self, run: RunRow) -> RunRow:
+        """The run, which this transaction has just locked. Raises RunPruned."""
+        refuse_pruned(run)
+        self._run, self._nodes_done = run, run.nodes_done
+        return run
 
     @property
     def definition(self) -> CachedDefinition:
