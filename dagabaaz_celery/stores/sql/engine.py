@@ -321,6 +321,8 @@ def _settle_postgresql(engine: Engine, *, may_prepare: bool) -> None:
         is_own = session == connection.info.backend_pid
         if is_own:
             connection.execute("SET default_transaction_isolation TO 'read committed'")
+        # Ids are text here: to make a UUID of each, and text of that, takes as long as to read a row.
+        connection.adapters.register_loader("uuid", engine.dialect.loaded_dbapi.types.string.TextLoader)
         record.info[_STANDS_ALONE] = is_own or level == "read committed"
         record.info[_PLANNED_AT] = time.monotonic()
         if is_own and may_prepare:
