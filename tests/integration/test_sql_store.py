@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Connection, NullPool, create_engine, event, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
@@ -121,6 +122,24 @@ def test_closing_a_node_reads_only_its_neighbourhood(store: SqlStore):
         store.complete(other, records(1), "one")
 
     assert len(sent) == of_database(store, sqlite=10, postgresql=7, mysql=10)
+
+
+def test_a_transaction_that_a_signal_cuts_off_as_it_begins_ends_all_the_same(store: SqlStore):
+    """As Celery's soft time limit does it, which comes at any moment."""
+    attempt_id = attempts_of(start(store, node("a")))[0]
+
+    def interrupt(connection: Connection) -> None:
+        raise SoftTimeLimitExceeded
+
+    event.listen(store.database.engine, "begin", interrupt)
+    with pytest.raises(SoftTimeLimitExceeded), store.database.write():
+        raise AssertionError
+    event.remove(store.database.engine, "begin", interrupt)
+    claim(store, attempt_id)
+
+    other = SqlStore(store.url, prefix=store.tables.prefix)
+    assert isinstance(other.claim(attempt_id, new_id(), None), ClaimRefused)  # it sees the claim of the first
+    other.close()
 
 
 # -- lost answers: what was committed and not heard is asked again

@@ -40,7 +40,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 from sqlalchemy.sql.functions import FunctionElement
 
 from dagabaaz_celery.errors import ConfigurationError, StoreError
@@ -100,6 +100,8 @@ _STANDS_ALONE, _PLANNED_AT = "dagabaaz_stands_alone", "dagabaaz_planned_at"
 _PLAN_SECONDS = 5.0
 #: How transactions begin on SQLite.
 _BEGIN_READING, _BEGIN_WRITING = Direct(text("BEGIN")), Direct(text("BEGIN IMMEDIATE"))
+#: The flag of MySQL's protocol by which a server says that a transaction is open.
+_IN_TRANSACTION = 1
 #: Seconds until a server that answers nothing at all counts as away, so that no heartbeat waits for it for ever.
 _CONNECT_SECONDS = 10
 _SILENCE_SECONDS = 30
@@ -251,7 +253,7 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
             isolation_level=level,
             connect_args=given,
             hide_parameters=True,
-            pool_reset_on_return=None,  # who opened a transaction has ended it
+            pool_reset_on_return=None,
             **pool,
         )
     except (NoSuchModuleError, ImportError) as error:
@@ -259,6 +261,7 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
             f"The driver of the store URL {describe_url(parsed)!r} is not installed: {error}. {_advise(parsed)}"
         ) from error
     accept_direct(engine)
+    _end_abandoned_transactions(engine)
     _ping_idle_connections(engine)
     if driver == "psycopg":
         _begin_by_hand(engine, ["BEGIN ISOLATION LEVEL {level}"])
@@ -346,6 +349,29 @@ def _settle_postgresql(engine: Engine, *, may_prepare: bool) -> None:
             context.is_disconnect = True
 
 
+def _end_abandoned_transactions(engine: Engine) -> None:
+    """Roll back what a connection that comes back to the pool is still in the middle of.
+
+    An exception that a signal raises, as Celery's soft time limit does, may come between BEGIN and whoever would end
+    it. To roll back each connection, as pools do by themselves, is a round trip for every transaction.
+    """
+
+    @event.listens_for(engine, "reset")
+    def _reset(connection: Any, record: ConnectionPoolEntry, state: PoolResetState) -> None:
+        if not state.terminate_only and not _is_at_rest(connection):
+            connection.rollback()
+
+
+def _is_at_rest(connection: Any) -> bool:
+    """Whether a driver knows that its connection is in no transaction; one that cannot tell does not."""
+    if hasattr(connection, "in_transaction"):  # sqlite3
+        return not connection.in_transaction
+    if hasattr(connection, "pgconn"):  # psycopg: its status IDLE
+        return bool(connection.pgconn.transaction_status == 0)
+    # PyMySQL: what the server said at last.
+    return not getattr(connection, "server_status", _IN_TRANSACTION) & _IN_TRANSACTION
+
+
 def _ping_idle_connections(engine: Engine) -> None:
     @event.listens_for(engine, "checkin")
     def _note(connection: Any, record: ConnectionPoolEntry) -> None:
@@ -419,9 +445,10 @@ def _build_sqlite_engine(url: URL) -> Engine:
         url,
         connect_args={"timeout": timeout, "check_same_thread": False},
         hide_parameters=True,
-        pool_reset_on_return=None,  # who opened a transaction has ended it
+        pool_reset_on_return=None,
     )
     accept_direct(engine)
+    _end_abandoned_transactions(engine)
 
     @event.listens_for(engine, "connect")
     def _configure(connection: sqlite3.Connection, record: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any, Generic, Self, TypeVar
 
 from sqlalchemy import NullPool, create_engine, event, text
 
+from dagabaaz_celery.stores.sql.engine import stands_alone
 from dagabaaz_celery.stores.sql.store import SqlStore
 
 T = TypeVar("T")
@@ -132,10 +133,15 @@ class Waiters:
             return int(connection.execute(text(_WAITING[self._dialect])).scalar_one())
 
     def _begin(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        self._beginning += statement == "BEGIN IMMEDIATE"
+        self._beginning += self._begins(connection, statement)
 
     def _begun(self, connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        self._beginning -= statement == "BEGIN IMMEDIATE"
+        self._beginning -= self._begins(connection, statement)
+
+    @staticmethod
+    def _begins(connection: Any, statement: str) -> bool:
+        """Whether a statement begins to write."""
+        return statement == "BEGIN IMMEDIATE" or (stands_alone(connection) and statement.startswith("UPDATE"))
 
 
 def _only_reads(connection: Any) -> bool:
