@@ -7,7 +7,7 @@
         proxy.lose_answers(CLAIM, times=2)  let the next two such commits through, and lose what the server says to them
 
 The last is for PostgreSQL and MariaDB, without encryption: clients there send one statement after another, and COMMIT
-alone. A statement that a client of PostgreSQL sends outside a transaction is its own commit.
+alone. A change that is sent outside a transaction is its own commit.
 """
 
 import re
@@ -29,7 +29,9 @@ _ROLLBACKS = (b"Q\x00\x00\x00\x0dROLLBACK\x00", b"\x09\x00\x00\x00\x03ROLLBACK")
 _SYNC = b"S\x00\x00\x00\x04"
 _PARSE = re.compile(rb"P.{4}(_pg3_\d+)\x00([^\x00]*)\x00", re.DOTALL)
 _BIND = re.compile(rb"B.{4}\x00(_pg3_\d+|)\x00", re.DOTALL)
-_BEGIN = re.compile(rb"Q.{4}BEGIN", re.DOTALL)
+_BEGINS = (b"BEGIN", b"\x06\x00\x00\x00\x03BEGIN")
+#: A change as a client of MySQL's sends it.
+_CHANGE = re.compile(rb"..\x00\x00\x03(?:UPDATE|INSERT|DELETE) ", re.DOTALL)
 _NOW = rb"(?:CAST|TIMESTAMPDIFF)\("
 #: On MariaDB a completion counts at its node in the same statement.
 _OF_TASK = rb"UPDATE \w*task(?:, \w*node)? SET (?:\S*tasks_done=[^,]*, )?"
@@ -182,11 +184,12 @@ class Proxy:
         """What a client says: at a COMMIT it is decided whether it will be answered."""
         link.said += data
         link.prepared.update(_PARSE.findall(data))
-        executed = _BIND.search(data)
-        if executed is not None:
-            link.said += link.prepared.get(executed[1], b"")
-        link.is_in_transaction = link.is_in_transaction or _BEGIN.search(data) is not None
-        stands_alone = executed is not None and not link.is_in_transaction and data.endswith(_SYNC)
+        executed = [link.prepared.get(name, b"") for name in _BIND.findall(data)]
+        link.said += b"".join(executed)
+        begins = data.startswith(_BEGINS) or any(text.startswith(_BEGINS) for text in executed)
+        link.is_in_transaction = link.is_in_transaction or begins
+        is_whole = bool(executed and data.endswith(_SYNC)) or _CHANGE.match(data) is not None
+        stands_alone = is_whole and not link.is_in_transaction
         if stands_alone or data.endswith(_COMMITS):
             link.loses_answer = self._take_loss(bytes(link.said))
         if stands_alone or data.endswith((*_COMMITS, *_ROLLBACKS)):

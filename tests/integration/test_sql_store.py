@@ -124,6 +124,23 @@ def test_closing_a_node_reads_only_its_neighbourhood(store: SqlStore):
     assert len(sent) == of_database(store, sqlite=10, postgresql=7, mysql=10)
 
 
+def test_a_completion_that_is_cut_off_before_its_artifact_is_written_was_none(store: SqlStore):
+    work, *_ = fan_out(store, 3)
+
+    def interrupt(connection: Connection, cursor: Any, statement: str, *_: Any) -> None:
+        if f"INSERT INTO {store.tables.artifact.name}" in statement:
+            raise SoftTimeLimitExceeded
+
+    event.listen(store.database.engine, "before_cursor_execute", interrupt)
+    with pytest.raises(SoftTimeLimitExceeded):
+        store.complete(work, records(1), "one")
+    event.remove(store.database.engine, "before_cursor_execute", interrupt)
+
+    assert [n.tasks_done for n in store.get_nodes(work.attempt.run_id)] == [1, 0, 0]
+    assert store.complete(work, records(1), "one") == Aftermath()
+    assert find_violations(store, [work.attempt.run_id]) == []
+
+
 def test_a_transaction_that_a_signal_cuts_off_as_it_begins_ends_all_the_same(store: SqlStore):
     """As Celery's soft time limit does it, which comes at any moment."""
     attempt_id = attempts_of(start(store, node("a")))[0]

@@ -608,6 +608,11 @@ class Database:
         """Whether each statement waits for another process to answer."""
         return not self._is_sqlite
 
+    @property
+    def writes_in_queries(self) -> bool:
+        """As ``writes_in_queries`` says of a connection."""
+        return self.url.get_backend_name() == "postgresql"
+
     @contextmanager
     def read(self, *, one_moment: bool = False) -> Iterator[Connection]:
         """A connection in a transaction that only reads; with ``one_moment`` all it reads is of the same moment."""

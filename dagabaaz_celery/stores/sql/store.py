@@ -376,12 +376,11 @@ class SqlStore:
                 return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, TaskStatus.COMPLETED))
             return self._go_on(connection, work, *counted)
 
-        if (
-            self._may_leave_open(work)
-            and not is_large(rows)
-            and self.transact_each(lambda connection: completions.try_leave_open(connection, attempt, rows, shape))
-        ):
-            return Aftermath()
+        if self._may_leave_open(work) and not is_large(rows):
+            # Where it is one statement, that may stand alone.
+            transact = self.transact_each if self.database.writes_in_queries else self.transact
+            if transact(lambda connection: completions.try_leave_open(connection, attempt, rows, shape)):
+                return Aftermath()
         return self.transact(transition)
 
     def _may_leave_open(self, work: Work) -> bool:
