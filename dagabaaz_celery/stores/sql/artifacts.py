@@ -35,16 +35,16 @@ class ArtifactRows:
         def in_order(statement: Select[Any]) -> Select[Any]:
             return statement.order_by(artifact.c.node_index, artifact.c.task_ordinal, artifact.c.ordinal)
 
-        def build_for_routing(names: list[str]) -> Select[Any]:
-            nodes = artifact.c.node_index.in_([bindparam(name) for name in names])
-            return in_order(select(*dag_columns).where(artifact.c.run_id == bindparam("b_run"), nodes))
+        def of_nodes(statement: Select[Any]) -> DirectByLength:
+            by_run = statement.where(artifact.c.run_id == bindparam("b_run"))
+            index = artifact.c.node_index
+            return DirectByLength(lambda names: in_order(by_run.where(index.in_([bindparam(name) for name in names]))))
 
-        self._for_routing = DirectByLength(build_for_routing)
-        self._for_tasks = in_order(select(artifact.c.node_index, *task_columns).where(*at_nodes))
-        self._of_origin = in_order(
-            select(*task_columns).where(*at_nodes, artifact.c.origin_artifact_id == bindparam("b_origin"))
-        )
-        self._broadcast = in_order(select(*task_columns).where(*at_nodes, artifact.c.origin_artifact_id.is_(None)))
+        self._for_routing = of_nodes(select(*dag_columns))
+        self._for_tasks = of_nodes(select(artifact.c.node_index, *task_columns))
+        for_tasks = select(*task_columns)
+        self._of_origin = of_nodes(for_tasks.where(artifact.c.origin_artifact_id == bindparam("b_origin")))
+        self._broadcast = of_nodes(for_tasks.where(artifact.c.origin_artifact_id.is_(None)))
         self._one = Direct(select(*task_columns).where(artifact.c.id == bindparam("b_id")))
         self._producer = select(artifact.c.node_index).where(artifact.c.id == bindparam("b_id"))
         self._values = in_order(
@@ -69,9 +69,6 @@ class ArtifactRows:
 
     def for_routing(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[DagArtifact]:
         """Artifacts of nodes as the engine sees them."""
-        if not indices:
-            return []
-        statement, nodes = self._for_routing.bind(indices)
         return [
             DagArtifact.model_construct(
                 id=id_,
@@ -81,25 +78,24 @@ class ArtifactRows:
                 metadata=json.loads(text),
                 origin_artifact_id=origin,
             )
-            for id_, name, size, mime, text, origin in statement.all(connection, {"b_run": run_id, **nodes})
+            for id_, name, size, mime, text, origin in self._for_routing.all(connection, indices, {"b_run": run_id})
         ]
 
     def for_tasks(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[tuple[int, TaskArtifact]]:
         """Artifacts of nodes as plugins see them, each with its node."""
-        rows = connection.execute(self._for_tasks, {"b_run": run_id, "b_nodes": list(indices)})
+        rows = self._for_tasks.all(connection, indices, {"b_run": run_id})
         return [(row[0], to_task_artifact(row[1:])) for row in rows]
 
     def of_origin(
         self, connection: Connection, run_id: str, indices: Sequence[int], origin_id: str
     ) -> list[TaskArtifact]:
         """Artifacts of nodes that have this origin."""
-        key = {"b_run": run_id, "b_nodes": list(indices), "b_origin": origin_id}
-        return [to_task_artifact(row) for row in connection.execute(self._of_origin, key)]
+        key = {"b_run": run_id, "b_origin": origin_id}
+        return [to_task_artifact(row) for row in self._of_origin.all(connection, indices, key)]
 
     def broadcast(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[TaskArtifact]:
         """Artifacts of nodes that have no origin."""
-        rows = connection.execute(self._broadcast, {"b_run": run_id, "b_nodes": list(indices)})
-        return [to_task_artifact(row) for row in rows]
+        return [to_task_artifact(row) for row in self._broadcast.all(connection, indices, {"b_run": run_id})]
 
     def get(self, connection: Connection, artifact_id: str) -> TaskArtifact | None:
         """One artifact."""

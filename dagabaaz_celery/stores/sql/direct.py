@@ -102,17 +102,31 @@ def in_one_go(connection: Connection) -> Iterator[None]:
 class DirectByLength:
     """Statements that differ in how many values a list has, which ``build`` makes from the names of so many binds.
 
-    There are few of them: a shorter list is filled up with its last value. ``longest`` is what a list may have.
+    There are few of them: a shorter list is filled up with its last value, and one of more than 512 values takes
+    several statements.
     """
-
-    longest = _LENGTHS[-1]
 
     def __init__(self, build: Callable[[list[str]], Any]) -> None:
         self._build = build
         self._built: dict[int, Direct] = {}
 
-    def bind(self, values: Sequence[Any]) -> tuple[Direct, dict[str, Any]]:
-        """The statement for a list that is not empty, and the list's part of its parameters."""
+    def all(self, connection: Connection, values: Sequence[Any], key: Mapping[str, Any]) -> list[Sequence[Any]]:
+        """The rows that are returned for a list, in order where the statement orders by its values first."""
+        rows: list[Sequence[Any]] = []
+        for statement, chunk in self._bind(sorted(values)):
+            rows += statement.all(connection, {**key, **chunk})
+        return rows
+
+    def change(self, connection: Connection, values: Sequence[Any], key: Mapping[str, Any]) -> None:
+        """Execute a statement that returns no rows for a list."""
+        for statement, chunk in self._bind(values):
+            statement.change(connection, {**key, **chunk})
+
+    def _bind(self, values: Sequence[Any]) -> Iterator[tuple[Direct, dict[str, Any]]]:
+        for start in range(0, len(values), _LENGTHS[-1]):
+            yield self._bind_chunk(values[start : start + _LENGTHS[-1]])
+
+    def _bind_chunk(self, values: Sequence[Any]) -> tuple[Direct, dict[str, Any]]:
         length = next(length for length in _LENGTHS if length >= len(values))
         names = [f"b_item{place}" for place in range(length)]
         if length not in self._built:

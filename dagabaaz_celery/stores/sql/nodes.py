@@ -36,8 +36,10 @@ class NodeRows:
         self._undoing = in_order.where(node.c.node_index < 0)
         self._lock_all = in_order.with_for_update()
         self._delete_undoing = delete(node).where(by_run, node.c.node_index < 0)
+        known = select(*columns).where(by_run)
+        self._range = Direct(known.where(node.c.node_index.between(bindparam("b_first"), bindparam("b_last"))))
         self._some = DirectByLength(
-            lambda names: select(*columns).where(by_run, node.c.node_index.in_([bindparam(name) for name in names]))
+            lambda names: known.where(node.c.node_index.in_([bindparam(name) for name in names]))
         )
         count_done = update(node).where(*by_node).values(tasks_done=node.c.tasks_done + 1)
         counters = (node.c.tasks_done, node.c.tasks_total, node.c.status, node.c.launch_cursor)
@@ -132,11 +134,13 @@ class NodeRows:
 
     def get_some(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[NodeRow]:
         """The named nodes of a run."""
-        found: list[NodeRow] = []
-        for start in range(0, len(indices), DirectByLength.longest):
-            statement, chunk = self._some.bind(indices[start : start + DirectByLength.longest])
-            found += [NodeRow(*row) for row in statement.all(connection, {"b_run": run_id, **chunk})]
-        return found
+        if not indices:
+            return []
+        first, last = min(indices), max(indices)
+        if last - first + 1 == len(set(indices)):  # as the nodes of a layer are mostly written
+            key = {"b_run": run_id, "b_first": first, "b_last": last}
+            return [NodeRow(*row) for row in self._range.all(connection, key)]
+        return [NodeRow(*row) for row in self._some.all(connection, indices, {"b_run": run_id})]
 
     def count_done(self, connection: Connection, run_id: str, index: int) -> NodeRow:
         """Count one more task as done; returns the node after it."""

@@ -667,9 +667,7 @@ class TaskRows:
 
     def mark_queued(self, connection: Connection, attempt_ids: Sequence[str], queue: str | None, lease: int) -> None:
         """Record that these attempts were published; those claimed meanwhile stay as they are."""
-        for chunk in _chunks(attempt_ids):
-            statement, attempts = self._mark.bind(chunk)
-            statement.change(connection, {**attempts, "b_queue": queue, "b_lease": lease})
+        self._mark.change(connection, attempt_ids, {"b_queue": queue, "b_lease": lease})
 
     def release(self, connection: Connection, attempt_ids: Sequence[str]) -> None:
         """Give back the leases of attempts that could not be published."""
