@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from celery import Task
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 from django.db.models import F
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -19,6 +19,7 @@ from dagabaaz_celery.errors import TransactionOpen
 from dagabaaz_celery.models import DagNode, TaskArtifact
 from dagabaaz_celery.pipeline import Pipeline
 from dagabaaz_celery.run import Run
+from dagabaaz_celery.stores.sql import direct
 from dagabaaz_celery.testing import assert_sound, embedded_worker
 from dagabaaz_celery.worker.observers import Observer, Observers, RunFacts
 from tests.django_project.orders.models import Order
@@ -264,6 +265,27 @@ def test_many_starts_in_one_transaction_cost_no_more_each_than_few():
 
     assert max(costs[1:]) == min(costs[1:]), costs
     assert looks <= 2 * starts
+
+
+def test_an_error_of_the_driver_reaches_the_app_as_djangos(monkeypatch: pytest.MonkeyPatch):
+    """What is handed to the driver is not sent a second time to find out what its error means."""
+    run = dag.start("order", {"order": 1})
+    sent: list[str] = []
+
+    def fail(cursor: Any, text: str, values: Any) -> None:
+        sent.append(text)
+        raise connection.Database.OperationalError("lost")
+
+    for name in ("_send_plain", "_send_by_psycopg"):
+        monkeypatch.setattr(direct, name, fail)
+    rows = dag._runtime.store.rows.runs
+    monkeypatch.setattr(rows, "_lock", direct.Direct(rows._lock._statement))  # as yet for no driver
+
+    with pytest.raises(OperationalError, match="lost"), transaction.atomic():
+        run.cancel()
+
+    assert len(sent) == 1
+    assert run.status == "running"
 
 
 def test_prune_is_no_part_of_a_transaction(eager: None):

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 
 from dagabaaz_celery.contrib.django.database_url import build_url, is_in_memory
 from dagabaaz_celery.errors import ConfigurationError, TransactionOpen
+from dagabaaz_celery.stores.sql.direct import accept_direct
 from dagabaaz_celery.stores.sql.engine import build_engine, call_while_alive
 
 
@@ -137,6 +138,7 @@ class DjangoDatabase:
             setattr(dialect, name, _leave_to_django)
         pool = NullPool(self._take_connection, reset_on_return=None, dialect=dialect)
         engine = Engine(pool, dialect, url, hide_parameters=True)
+        accept_direct(engine)
         with engine.connect() as connection:
             dialect.initialize(connection)
         return engine

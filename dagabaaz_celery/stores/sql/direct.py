@@ -5,6 +5,7 @@ SQLAlchemy's, and it executes by itself where somebody listens to its events, as
 """
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import Enum
@@ -17,6 +18,8 @@ from sqlalchemy.exc import DBAPIError
 _sql_log = logging.getLogger("sqlalchemy.engine.Engine")
 #: The execution option that says how a statement is handed to its cursor.
 _SEND = "dagabaaz_send"
+#: What psycopg's prepare_threshold is in a session in which no statements are prepared but those here.
+PREPARES_ON_REQUEST = sys.maxsize
 #: Lengths of lists for which there is a text, as the text has a place for each value.
 _LENGTHS = tuple(2**power for power in range(10))
 
@@ -149,8 +152,7 @@ class _Compiled:
         self._returns_rows = bool(returned)  # psycopg takes long to tell
         found = [(place, _find_result_processor(column.type, dialect)) for place, column in enumerate(returned)]
         self._conversions = [(place, convert) for place, convert in found if convert is not None]
-        # Where a session may have no prepared statements, psycopg prepares none, whatever it is told.
-        self._send: Send = _send_prepared if dialect.driver == "psycopg" else _send_plain
+        self._send: Send = _send_by_psycopg if dialect.driver == "psycopg" else _send_plain
 
     @staticmethod
     def _place(compiled: Any, name: str, dialect: Dialect) -> tuple[str | None, Convert | None, Any]:
@@ -232,8 +234,9 @@ def _send_plain(cursor: Any, text: str, values: Any) -> None:
     cursor.execute(text, values)
 
 
-def _send_prepared(cursor: Any, text: str, values: Any) -> None:
-    cursor.execute(text, values, prepare=True)
+def _send_by_psycopg(cursor: Any, text: str, values: Any) -> None:
+    # Elsewhere than in such a session psycopg does as it was told.
+    cursor.execute(text, values, prepare=cursor.connection.prepare_threshold == PREPARES_ON_REQUEST or None)
 
 
 def _find_result_processor(type_: Any, dialect: Dialect) -> Convert | None:

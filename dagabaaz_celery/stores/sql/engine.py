@@ -8,7 +8,6 @@ import logging
 import os
 import random
 import sqlite3
-import sys
 import threading
 import time
 import weakref
@@ -44,7 +43,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 from sqlalchemy.sql.functions import FunctionElement
 
 from dagabaaz_celery.errors import ConfigurationError, StoreError
-from dagabaaz_celery.stores.sql.direct import Direct, accept_direct
+from dagabaaz_celery.stores.sql.direct import PREPARES_ON_REQUEST, Direct, accept_direct
 from dagabaaz_celery.stores.sql.shared import SharedDatabase
 
 logger = logging.getLogger(__name__)
@@ -329,7 +328,7 @@ def _settle_postgresql(engine: Engine, *, may_prepare: bool) -> None:
         record.info[_STANDS_ALONE] = is_own or level == "read committed"
         record.info[_PLANNED_AT] = time.monotonic()
         if is_own and may_prepare:
-            connection.prepare_threshold = sys.maxsize  # for none but those that ask
+            connection.prepare_threshold = PREPARES_ON_REQUEST
 
     @event.listens_for(engine, "checkout")
     def _plan_again(connection: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
