@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
 from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, StoreSchemaError, UnknownRun
 from dagabaaz_celery.models import TaskArtifact
+from dagabaaz_celery.stores.sql import direct
 from dagabaaz_celery.stores.sql.engine import CommitUnanswered, is_outage, now
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.owed import WorkerRow
@@ -139,6 +140,29 @@ def test_a_completion_that_is_cut_off_before_its_artifact_is_written_was_none(st
     assert [n.tasks_done for n in store.get_nodes(work.attempt.run_id)] == [1, 0, 0]
     assert store.complete(work, records(1), "one") == Aftermath()
     assert find_violations(store, [work.attempt.run_id]) == []
+
+
+def test_a_statement_that_a_signal_cuts_off_spoils_nothing(store: SqlStore, monkeypatch: pytest.MonkeyPatch):
+    """SQLite would keep to what it saw then as long as the error lives; a server's answer would still be to come."""
+    run_id = start(store, node("a")).run.id
+    rows = store.rows.runs
+
+    def cut_off(cursor: Any, sent: str, values: Any) -> None:
+        cursor.execute(sent, values)
+        raise SoftTimeLimitExceeded
+
+    with monkeypatch.context() as patched:
+        for name in ("_send_plain", "_send_by_psycopg"):
+            patched.setattr(direct, name, cut_off)
+        patched.setattr(rows, "_lock", direct.Direct(rows._lock._statement))  # as yet for no driver
+        with pytest.raises(SoftTimeLimitExceeded) as error:
+            store.cancel(run_id, "cut off")
+    other = SqlStore(store.url, prefix=store.tables.prefix)
+    start(other, node("a"))
+    other.close()
+
+    assert store.cancel(run_id, "again").ended_run
+    assert error.value is not None  # it lives to the end
 
 
 def test_a_transaction_that_a_signal_cuts_off_as_it_begins_ends_all_the_same(store: SqlStore):

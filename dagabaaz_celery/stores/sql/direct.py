@@ -1,13 +1,14 @@
 """Statements that every task sends: compiled once, and handed to the driver without SQLAlchemy's execution.
 
 For such small statements that execution takes longer than the database does. Connections, transactions and errors stay
-SQLAlchemy's, and it executes by itself where somebody listens to its events, as those do who trace or count statements.
+SQLAlchemy's, and it executes by itself where somebody listens to an engine's before_cursor_execute or
+after_cursor_execute, as those do who trace or count statements.
 """
 
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Any
 
@@ -91,14 +92,16 @@ class Direct:
 @contextmanager
 def in_one_go(connection: Connection) -> Iterator[None]:
     """Changes of which nobody asks how much they changed: they make one round trip where the driver knows how to."""
-    if connection.dialect.driver != "psycopg" or _is_watched(connection):
+    library: Any = connection.dialect.loaded_dbapi
+    knows_how = connection.dialect.driver == "psycopg" and library.Pipeline.is_supported()  # libpq 14 and later
+    if not knows_how or _is_watched(connection):
         yield
         return
     driver: Any = connection.connection.dbapi_connection
     try:
         with driver.pipeline():
             yield
-    except connection.dialect.loaded_dbapi.Error as error:
+    except library.Error as error:
         raise _translate(connection, "", (), error) from error
 
 
@@ -194,6 +197,9 @@ class _Compiled:
         except connection.dialect.loaded_dbapi.Error as error:
             cursor.close()  # it lives on in the error's traceback: a file, or a result, would stay open
             raise _translate(connection, self._text, values, error) from error
+        except BaseException:
+            _give_up(connection, cursor)
+            raise
         changed = cursor.rowcount
         cursor.close()
         return rows, changed
@@ -208,6 +214,9 @@ class _Compiled:
         except connection.dialect.loaded_dbapi.Error as error:
             cursor.close()
             raise _translate(connection, self._text, values[0], error) from error
+        except BaseException:
+            _give_up(connection, cursor)
+            raise
         cursor.close()
 
 
@@ -222,6 +231,16 @@ def _translate(connection: Connection, text: str, values: Any, error: Exception)
     except DBAPIError as translated:
         return translated
     return error
+
+
+def _give_up(connection: Connection, cursor: Any) -> None:
+    """Have a connection closed on which a statement was cut off, as by Celery's soft time limit.
+
+    Nothing is known of it then: what the server answers may be still to come, and be taken for the next answer.
+    """
+    with suppress(Exception):
+        cursor.close()
+    connection.invalidate()
 
 
 def _is_watched(connection: Connection) -> bool:

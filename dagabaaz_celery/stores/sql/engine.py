@@ -294,8 +294,12 @@ def _begin_by_hand(engine: Engine, statements: Sequence[str]) -> None:
         if level is None:
             begin.change(connection, {})
             return
-        for statement in statements:
-            connection.exec_driver_sql(statement.format(level=level))
+        try:
+            for statement in statements:
+                connection.exec_driver_sql(statement.format(level=level))
+        except BaseException:  # the next transaction would have the level
+            connection.invalidate()
+            raise
 
 
 def _settle_mysql(engine: Engine) -> None:
