@@ -254,7 +254,7 @@ def _send_plain(cursor: Any, text: str, values: Any) -> None:
 
 
 def _send_by_psycopg(cursor: Any, text: str, values: Any) -> None:
-    # Elsewhere than in such a session psycopg does as it was told.
+    # In sessions that were given another threshold psycopg does as it was told.
     cursor.execute(text, values, prepare=cursor.connection.prepare_threshold == PREPARES_ON_REQUEST or None)
 
 
