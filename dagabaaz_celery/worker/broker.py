@@ -69,7 +69,11 @@ class Link:
             self._bound_socket()
             self.producer: Any = Producer(connection)  # type: ignore[no-untyped-call]  # as most of kombu
             channel = self.producer.channel
-            self._confirms = _Confirms(channel) if isinstance(channel, amqp.Channel) else None
+            self._confirms: _Confirms | _Batch | None = None
+            if isinstance(channel, amqp.Channel):
+                self._confirms = _Confirms(channel, self.known_targets)
+            elif getattr(self.producer, "supports_batch_publish", False):  # kombu has it since 5.7
+                self._confirms = _Batch(self.producer)
 
     @contextmanager
     def library_errors(self) -> Iterator[None]:
@@ -81,12 +85,14 @@ class Link:
         except (*BROKER_ERRORS, *self._errors) as error:
             raise OperationalError(f"{type(error).__name__}: {error}") from error
 
-    def send(self, publish: Callable[[Any], object]) -> None:
-        """Publish one message; with a broker that confirms, it is not known to be taken before ``confirm``.
+    def send(self, publish: Callable[[Any], object], key: str | None = None) -> None:
+        """Publish one message, called ``key``; it is not known to be taken before ``confirm``.
 
         Raises Refused where the broker does not take this message, or one that was sent since the last ``confirm``.
         """
         with self._refusals():
+            if self._confirms is not None:
+                self._confirms.announce(key)
             publish(self.producer)
 
     def confirm(self) -> None:
@@ -96,11 +102,11 @@ class Link:
                 self._confirms.wait()
 
     def take_unconfirmed(self) -> set[str]:
-        """Attempt ids of what was sent since the last call and not confirmed."""
+        """Keys of what was sent since the last call and not confirmed."""
         return set() if self._confirms is None else self._confirms.take_unconfirmed()
 
     def take_refused(self) -> dict[str, str]:
-        """Attempt ids of what was sent since the last call and came back, each with the broker's reason."""
+        """Keys of what was sent since the last call and came back, each with the broker's reason."""
         return {} if self._confirms is None else self._confirms.take_refused()
 
     @contextmanager
@@ -114,7 +120,7 @@ class Link:
                 if isinstance(cause, MessageNacked):
                     return  # raised for an app's own confirm_publish, and noted by then as refused
                 is_refusal = isinstance(cause, amqp.ChannelError) and self.connection.connected
-                if self._confirms is None or not is_refusal:
+                if not isinstance(self._confirms, _Confirms) or not is_refusal:
                     raise
                 self._confirms.begin()
                 raise Refused(str(cause)) from error
@@ -183,8 +189,9 @@ class _Confirms:
     The app's own way, ``confirm_publish``, waits for each message: a third of the speed.
     """
 
-    def __init__(self, channel: amqp.Channel) -> None:
+    def __init__(self, channel: amqp.Channel, known_targets: set[Target]) -> None:
         self._channel = channel
+        self._known_targets = known_targets
         self._publish = channel.basic_publish
         self._last = 0
         self._open: dict[int, str | None] = {}
@@ -202,6 +209,9 @@ class _Confirms:
         self._open.clear()
         self._last = 0
         self._channel.confirm_select()
+
+    def announce(self, key: str | None) -> None:
+        """Nothing to note: messages have ids, which a returned one has still."""
 
     def wait(self) -> None:
         """Until all are confirmed; raises OSError when the broker says nothing for too long."""
@@ -243,10 +253,50 @@ class _Confirms:
         """No queue takes it. RabbitMQ confirms it all the same, after this."""
         reason = f"no queue takes messages for {routing_key!r} by exchange {exchange!r}: {error}"
         self._refused[message.properties.get("correlation_id")] = reason
-        self._channel.connection.client.declared_entities.clear()  # the queue was deleted: it is declared anew
+        # The queue was deleted: it is declared anew.
+        self._channel.connection.client.declared_entities.clear()
+        self._known_targets.clear()
 
     def _tags(self, delivery_tag: int, multiple: bool) -> list[int]:
         return [tag for tag in self._open if tag <= delivery_tag] if multiple else [delivery_tag]
+
+
+class _Batch:
+    """What waits to be sent to Redis together: one round trip for a batch.
+
+    https://docs.celeryq.dev/projects/kombu/en/stable/reference/kombu.html (``Producer.batch``)
+    """
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+        self._context: Any = None
+        self._open: set[str | None] = set()
+
+    def announce(self, key: str | None) -> None:
+        """The next message is called so."""
+        if self._context is None:
+            self._context = self._producer.batch()
+            self._context.__enter__()
+        self._open.add(key)
+
+    def wait(self) -> None:
+        """Send them. Where that fails, any of them may be in a queue, or none."""
+        context, self._context = self._context, None
+        if context is not None:
+            context.__exit__(None, None, None)
+            self._open.clear()
+
+    def take_unconfirmed(self) -> set[str]:
+        """Keys of what was not sent, or may not have been."""
+        context, self._context = self._context, None
+        if context is not None:
+            context.__exit__(OperationalError, None, None)  # nothing that waits is sent later
+        unconfirmed, self._open = self._open, set()
+        return {key for key in unconfirmed if key is not None}
+
+    def take_refused(self) -> dict[str, str]:
+        """Redis refuses nothing."""
+        return {}
 
 
 class Broker:

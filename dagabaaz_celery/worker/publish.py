@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
@@ -74,7 +74,7 @@ class Publisher:
             self._eager.run([self._call_eagerly(dispatch) for dispatch in dispatches])
             return True
         for start in range(0, len(dispatches), _BATCH):
-            batch = _Batch(dispatches[start : start + _BATCH])
+            batch = _Batch(dispatches[start : start + _BATCH], self._find_parent())
             try:
                 self._send_batch(batch)
             finally:
@@ -113,14 +113,14 @@ class Publisher:
         attempt_id = dispatch.attempt_id
         try:
             with link.library_errors():
-                target, publish = self._prepare(dispatch)
+                target, publish = self._prepare(dispatch, batch.parent_id, link.known_targets)
                 batch.targets[attempt_id] = target
                 if batch.refusals[target] >= _MAX_REFUSALS:
                     batch.refuse(attempt_id, "it refused others")
                 elif one_by_one or target not in link.known_targets:
                     self._send_alone(attempt_id, publish, link, batch)
                 else:
-                    link.send(publish)
+                    link.send(publish, attempt_id)
         except Exception as error:
             batch.forget([attempt_id])
             if isinstance(error, BROKER_ERRORS) or is_outage(error):
@@ -132,7 +132,7 @@ class Publisher:
         link.confirm()
         target = batch.targets[attempt_id]
         try:
-            link.send(publish)
+            link.send(publish, attempt_id)
             link.confirm()
         except Refused as error:
             link.known_targets.discard(target)
@@ -167,7 +167,16 @@ class Publisher:
             )
             self._fail_task(attempt_id, TaskError(type(error).__name__, str(error)))
 
-    def _prepare(self, dispatch: Dispatch) -> tuple[Target, Callable[[Any], object]]:
+    def _find_parent(self) -> str | None:
+        """The id of the task whose body publishes, which Celery would otherwise find for each message."""
+        if self._app.conf.task_inherit_parent_priority:
+            return None  # where it is found for it, a message gets its priority, too
+        parent = self._app.current_worker_task
+        return parent.request.id if parent else None
+
+    def _prepare(
+        self, dispatch: Dispatch, parent_id: str | None, known: Container[Target]
+    ) -> tuple[Target, Callable[[Any], object]]:
         """Where one task is sent, and what sends it by a producer."""
         definition = self._store.definition_of(dispatch.definition_hash).definition
         args, kwargs = self._message_arguments(dispatch)
@@ -178,6 +187,8 @@ class Publisher:
             "kwargs": kwargs,
             "task_id": dispatch.attempt_id,
             "root_id": dispatch.run_id,
+            "parent_id": parent_id,
+            "result_cls": _Receipt,
             "headers": {HEADER: self._header(dispatch)},
             "retries": dispatch.retries,
             "countdown": dispatch.delay + _CLOCK_MARGIN if dispatch.delay else None,
@@ -187,11 +198,11 @@ class Publisher:
             "serializer": "json",  # whatever the app sends its own messages as
             **_OUR_OPTIONS,
         }
-        return (
-            Target(name_of(options.get("queue")), name_of(options.get("exchange"))),
-            # A route may name any option: ours win.
-            lambda producer: self._app.send_task(name, **{**options, **ours, "producer": producer}),
-        )
+        target = Target(name_of(options.get("queue")), name_of(options.get("exchange")))
+        if target in known:
+            options.setdefault("declare", [])  # over this link it was
+        # A route may name any option: ours win.
+        return target, lambda producer: self._app.send_task(name, **{**options, **ours, "producer": producer})
 
     def priority_of(self, dispatch: Dispatch) -> Any:
         """With what priority a task is sent; None where nothing says."""
@@ -313,11 +324,19 @@ def _refuse_secret(name: str) -> str:
     )
 
 
+class _Receipt:
+    """What ``send_task`` gives back of a task whose result nobody here asks for: to make Celery's own takes time."""
+
+    def __init__(self, task_id: str) -> None:
+        self.id = task_id
+
+
 class _Batch:
     """Tasks that are sent together, and what became of them."""
 
-    def __init__(self, dispatches: Sequence[Dispatch]) -> None:
+    def __init__(self, dispatches: Sequence[Dispatch], parent_id: str | None) -> None:
         self.dispatches = dispatches
+        self.parent_id = parent_id
         #: Where those are that the broker has, by attempt id.
         self.targets: dict[str, Target] = {}
         #: Why others can never be sent, by attempt id.

@@ -137,6 +137,22 @@ def test_a_broker_that_hangs_does_not_keep_a_start_waiting(
     dag.app.close()
 
 
+def test_what_was_to_be_sent_together_to_a_broker_that_hangs_is_owed_all_of_it(hanging: PrivateServer, tmp_path: Path):
+    dag = make_dag(hanging, tmp_path)
+    few = [node(f"count{place}", plugin="count") for place in range(6)]
+    assert statuses(start(dag, *few)) == ["queued"] * 6
+    hanging.pause()
+
+    run = start(dag, *few)
+
+    assert statuses(run) == ["pending"] * 6
+    hanging.resume()
+    with embedded_worker(dag.app):
+        assert run.wait(40) == "completed"
+    dag.close()
+    dag.app.close()
+
+
 def test_a_restarted_broker_is_found_at_once(hanging: PrivateServer, tmp_path: Path):
     dag = make_dag(hanging, tmp_path)
     assert statuses(start(dag, node("count"))) == ["queued"]
