@@ -90,9 +90,11 @@ class Parameters:
             )
         return given | rest if self.takes_rest else given
 
-    def fill(self, task_input: Mapping[str, Any], context: PluginContext) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Positional and keyword arguments for the body. Raises TaskInputError."""
-        checked = self.select(task_input, undoes=context.undoes)
+    def fill(
+        self, task_input: Mapping[str, Any], context: PluginContext | None, *, undoes: bool
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Positional and keyword arguments for the body, which may take no ``context``. Raises TaskInputError."""
+        checked = self.select(task_input, undoes=undoes)
         problems = []
         for name in self.names:
             if name in checked:

@@ -284,9 +284,10 @@ class Execution:
         if claimed.input_error is not None:
             raise claimed.input_error
         _refuse_missing_files(claimed.input)
-        context = self._build_context(claimed.work, door)
-        task_input = self._secrets.fill(self._node_of(claimed.work), claimed.input)
-        args, kwargs = self._plugin.parameters.fill(task_input, context)
+        parameters, work = self._plugin.parameters, claimed.work
+        context = self._build_context(work, door) if parameters.context_names else None
+        task_input = self._secrets.fill(self._node_of(work), claimed.input)
+        args, kwargs = parameters.fill(task_input, context, undoes=work.attempt.node_index < 0)
         self._has_begun = True
         return self._body(*args, **kwargs)
 

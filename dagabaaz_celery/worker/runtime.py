@@ -172,7 +172,8 @@ class Runtime:
 
     def settle(self, aftermath: Aftermath) -> None:
         """Do what a transaction owes, after its commit. What fails here is done by a sweep: it is stored as owed."""
-        self.after_commit(lambda: self._settle(aftermath))
+        if not aftermath.is_empty:
+            self.after_commit(lambda: self._settle(aftermath))
 
     def settle_start(self, run_id: str, aftermath: Aftermath) -> None:
         """Like ``settle``, of a run that was just started, and is not there for others before the commit."""

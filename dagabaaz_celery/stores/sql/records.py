@@ -194,6 +194,11 @@ class Aftermath:
     items: Sequence[tuple[str | None, str | None]] | None = None
 
     @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do and nothing to tell, as after most tasks of a wide node."""
+        return not (self.publish or self.owed or self.started or self.closed)
+
+    @property
     def has_end(self) -> bool:
         """Whether the run ended in this transaction."""
         return any(owed.kind == "callback" for owed in self.owed)
