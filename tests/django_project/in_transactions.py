@@ -19,7 +19,7 @@ from dagabaaz_celery.errors import TransactionOpen
 from dagabaaz_celery.models import DagNode, TaskArtifact
 from dagabaaz_celery.pipeline import Pipeline
 from dagabaaz_celery.run import Run
-from dagabaaz_celery.stores.sql import direct
+from dagabaaz_celery.stores.sql import drivers
 from dagabaaz_celery.testing import assert_sound, embedded_worker
 from dagabaaz_celery.worker.observers import Observer, Observers, RunFacts
 from tests.django_project.orders.models import Order
@@ -272,17 +272,15 @@ def test_an_error_of_the_driver_reaches_the_app_as_djangos(monkeypatch: pytest.M
     run = dag.start("order", {"order": 1})
     sent: list[str] = []
 
-    def fail(cursor: Any, text: str, values: Any) -> None:
+    def fail(driver: Any, cursor: Any, text: str, values: Any) -> None:
         sent.append(text)
         raise connection.Database.OperationalError("lost")
 
-    for name in ("_send_plain", "_send_by_psycopg"):
-        monkeypatch.setattr(direct, name, fail)
-    rows = dag._runtime.store.rows.runs
-    monkeypatch.setattr(rows, "_lock", direct.Direct(rows._lock._statement))  # as yet for no driver
-
-    with pytest.raises(OperationalError, match="lost"), transaction.atomic():
-        run.cancel()
+    with monkeypatch.context() as patched:
+        for kind in (drivers.Driver, type(drivers.find_driver("psycopg"))):
+            patched.setattr(kind, "send", fail)
+        with pytest.raises(OperationalError, match="lost"), transaction.atomic():
+            run.cancel()
 
     assert len(sent) == 1
     assert run.status == "running"

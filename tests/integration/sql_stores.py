@@ -1,15 +1,17 @@
 """A SQL store in a file, and words to drive it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 from sqlalchemy import event
 
 from dagabaaz_celery.constants import FanMode
 from dagabaaz_celery.json_door import check_json
 from dagabaaz_celery.models import DagNode, TaskArtifact
 from dagabaaz_celery.pipeline import Definition, PluginSnapshot
+from dagabaaz_celery.stores.sql.drivers import Driver, Sent, find_driver
 from dagabaaz_celery.stores.sql.records import NewArtifact
 from dagabaaz_celery.stores.sql.store import Claimed, SqlStore, Started, Work
 from dagabaaz_celery.stores.sql.tables import new_id
@@ -65,3 +67,24 @@ def attempts_of(started_or_aftermath: Any) -> Sequence[str]:
     """Attempt ids that are to be published."""
     aftermath = getattr(started_or_aftermath, "aftermath", started_or_aftermath)
     return [dispatch.attempt_id for dispatch in aftermath.publish]
+
+
+@contextmanager
+def noting_round_trips(note: Callable[[Sequence[Sent]], object]) -> Iterator[None]:
+    """Hand over what was sent together, after each time; what ``note`` raises cuts the sender off."""
+
+    def wrap(kind: type[Driver], name: str, read_batch: Callable[[Any], Sequence[Sent]]) -> None:
+        original = getattr(kind, name)
+
+        def send(driver: Driver, cursor: Any, given: Any) -> Any:
+            answer = original(driver, cursor, given)
+            note(read_batch(given))
+            return answer
+
+        patched.setattr(kind, name, send)
+
+    with pytest.MonkeyPatch.context() as patched:
+        wrap(Driver, "send_one", lambda sent: [sent])
+        for driver in ("psycopg", "pymysql"):
+            wrap(type(find_driver(driver)), "send_together", list)
+        yield

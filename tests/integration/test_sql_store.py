@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
 from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, StoreSchemaError, UnknownRun
 from dagabaaz_celery.models import TaskArtifact
-from dagabaaz_celery.stores.sql import direct
+from dagabaaz_celery.stores.sql.drivers import Sent
 from dagabaaz_celery.stores.sql.engine import CommitUnanswered, is_outage, now
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.owed import WorkerRow
@@ -24,7 +24,15 @@ from dagabaaz_celery.stores.sql.store import SqlStore, Work
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
 from tests import services
-from tests.integration.sql_stores import attempts_of, claim, counting_statements, node, records, start
+from tests.integration.sql_stores import (
+    attempts_of,
+    claim,
+    counting_statements,
+    node,
+    noting_round_trips,
+    records,
+    start,
+)
 
 BOOM = TaskError("ValueError", "boom", "Traceback …")
 
@@ -102,6 +110,27 @@ def test_a_claim_reads_its_input_with_it(store: SqlStore):
     assert len(sent) == of_database(store, sqlite=2, postgresql=1, mysql=2)
 
 
+def test_what_every_task_does_makes_few_round_trips_on_servers(store: SqlStore):
+    roots = start(store, node("source"), node("work", "source"), node("next", "work"))
+    fan = store.complete(claim(store, attempts_of(roots)[0]), records(2), "many")
+
+    def count(call: Callable[[], Any]) -> tuple[Any, int]:
+        made: list[Sequence[Sent]] = []
+        with noting_round_trips(made.append):
+            return call(), len(made)
+
+    first, for_claim = count(lambda: claim(store, attempts_of(fan)[0]))
+    _, for_completion = count(lambda: store.complete(first, records(1), "one"))
+    last = claim(store, attempts_of(fan)[1])
+    assert last.left == 1
+    _, for_closing = count(lambda: store.complete(last, records(1), "one"))
+
+    # Closing a node: what is read, and with the COMMIT what is written. SQLite has nobody to wait for.
+    assert for_claim == of_database(store, sqlite=2, postgresql=1, mysql=1)
+    assert for_completion == of_database(store, sqlite=4, postgresql=1, mysql=1)
+    assert for_closing == of_database(store, sqlite=12, postgresql=2, mysql=2)
+
+
 @pytest.mark.parametrize("length", [5, 200])
 def test_closing_a_node_of_a_chain_costs_the_same_at_any_length(store: SqlStore, length: int):
     chain = [node("n0"), *(node(f"n{i}", f"n{i - 1}") for i in range(1, length))]
@@ -142,21 +171,16 @@ def test_a_completion_that_is_cut_off_before_its_artifact_is_written_was_none(st
     assert find_violations(store, [work.attempt.run_id]) == []
 
 
-def test_a_statement_that_a_signal_cuts_off_spoils_nothing(store: SqlStore, monkeypatch: pytest.MonkeyPatch):
+def test_a_statement_that_a_signal_cuts_off_spoils_nothing(store: SqlStore):
     """SQLite would keep to what it saw then as long as the error lives; a server's answer would still be to come."""
     run_id = start(store, node("a")).run.id
-    rows = store.rows.runs
 
-    def cut_off(cursor: Any, sent: str, values: Any) -> None:
-        cursor.execute(sent, values)
-        raise SoftTimeLimitExceeded
+    def cut_off(batch: Sequence[Sent]) -> None:
+        if any(f"FROM {store.tables.run.name}" in sent.text for sent in batch):  # where the run is locked
+            raise SoftTimeLimitExceeded
 
-    with monkeypatch.context() as patched:
-        for name in ("_send_plain", "_send_by_psycopg"):
-            patched.setattr(direct, name, cut_off)
-        patched.setattr(rows, "_lock", direct.Direct(rows._lock._statement))  # as yet for no driver
-        with pytest.raises(SoftTimeLimitExceeded) as error:
-            store.cancel(run_id, "cut off")
+    with noting_round_trips(cut_off), pytest.raises(SoftTimeLimitExceeded) as error:
+        store.cancel(run_id, "cut off")
     other = SqlStore(store.url, prefix=store.tables.prefix)
     start(other, node("a"))
     other.close()

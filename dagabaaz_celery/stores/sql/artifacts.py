@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, delete, func, insert, select
 
 from dagabaaz_celery.models import DagArtifact, TaskArtifact
-from dagabaaz_celery.stores.sql.direct import Direct, DirectByLength
+from dagabaaz_celery.stores.sql.direct import Answer, Direct, DirectByLength, read_all
 from dagabaaz_celery.stores.sql.engine import prefer_index
 from dagabaaz_celery.stores.sql.tables import Tables
 
@@ -18,6 +18,9 @@ class ArtifactRows:
     def __init__(self, tables: Tables) -> None:
         artifact = tables.artifact
         self._insert = Direct(insert(artifact), columns=artifact.columns.keys())
+        values = [bindparam(f"b_{column.name}", type_=column.type) for column in artifact.columns]
+        if_changed = select(*values).where(func.row_count() > 0)
+        self._insert_if_changed = Direct(insert(artifact).from_select(artifact.columns.keys(), if_changed))
         task_columns = list_task_columns(artifact)
         dag_columns = (
             artifact.c.id,
@@ -65,21 +68,20 @@ class ArtifactRows:
 
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """Insert artifact rows, with every column."""
-        self._insert.change_each(connection, rows)
+        self._insert.later_each(connection, rows)
+
+    def insert_if_changed(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
+        """The same, where the statement before it, which waits to be sent, changes a row: MySQL's ROW_COUNT() tells."""
+        for row in rows:
+            self._insert_if_changed.later(connection, {f"b_{name}": value for name, value in row.items()})
 
     def for_routing(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[DagArtifact]:
         """Artifacts of nodes as the engine sees them."""
-        return [
-            DagArtifact.model_construct(
-                id=id_,
-                file_name=name,
-                file_size=size,
-                mime_type=mime,
-                metadata=json.loads(text),
-                origin_artifact_id=origin,
-            )
-            for id_, name, size, mime, text, origin in self._for_routing.all(connection, indices, {"b_run": run_id})
-        ]
+        return to_dag_artifacts(self.ask_for_routing(connection, run_id, indices))
+
+    def ask_for_routing(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[Answer]:
+        """The same, asked for with the next statement, for ``to_dag_artifacts``."""
+        return self._for_routing.ask(connection, indices, {"b_run": run_id})
 
     def for_tasks(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[tuple[int, TaskArtifact]]:
         """Artifacts of nodes as plugins see them, each with its node."""
@@ -128,6 +130,21 @@ class ArtifactRows:
     def delete_at_nodes(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
         """Delete every artifact of nodes."""
         connection.execute(self._delete, {"b_run": run_id, "b_nodes": list(indices)})
+
+
+def to_dag_artifacts(answers: Sequence[Answer]) -> list[DagArtifact]:
+    """Artifacts, that were asked for, as the engine sees them."""
+    return [
+        DagArtifact.model_construct(
+            id=id_,
+            file_name=name,
+            file_size=size,
+            mime_type=mime,
+            metadata=json.loads(text),
+            origin_artifact_id=origin,
+        )
+        for id_, name, size, mime, text, origin in read_all(answers)
+    ]
 
 
 def list_task_columns(artifact: Table) -> tuple[ColumnElement[Any], ...]:

@@ -100,7 +100,7 @@ class ClaimRows:
         if writes_in_queries(connection):
             row = self._claim_in_one.first(connection, key)
         else:
-            self._claim.change(connection, key)
+            self._claim.later(connection, key)
         return self.find_claim(connection, attempt_id, token) if row is None else _to_context(row)
 
     def find_claim(self, connection: Connection, attempt_id: str, token: str) -> AttemptContext | None:

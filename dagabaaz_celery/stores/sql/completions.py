@@ -6,7 +6,7 @@ are taken in the order of every outcome, the task first and then its node.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sqlalchemy import (
@@ -28,11 +28,11 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSON
 
 from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
-from dagabaaz_celery.stores.sql.direct import Direct
+from dagabaaz_celery.stores.sql.direct import Answer, Direct
 from dagabaaz_celery.stores.sql.engine import updates_two_tables, writes_in_queries
 from dagabaaz_celery.stores.sql.nodes import NodeRows
 from dagabaaz_celery.stores.sql.records import Attempt, NodeRow, RunRow
-from dagabaaz_celery.stores.sql.runs import list_run_columns, to_run
+from dagabaaz_celery.stores.sql.runs import RunRows, list_run_columns, to_run
 from dagabaaz_celery.stores.sql.tables import Id, Tables
 from dagabaaz_celery.stores.sql.tasks import TaskRows, guard_outcome, list_completed_values
 
@@ -62,9 +62,11 @@ def is_large(artifacts: Sequence[dict[str, Any]]) -> bool:
 class CompletionRows:
     """Completions of current attempts: of claimed ones by their claim, of tasks that have no claim while open."""
 
-    def __init__(self, tables: Tables, tasks: TaskRows, artifacts: ArtifactRows, nodes: NodeRows) -> None:
+    def __init__(
+        self, tables: Tables, tasks: TaskRows, artifacts: ArtifactRows, nodes: NodeRows, runs: RunRows
+    ) -> None:
         self._tables = tables
-        self._tasks, self._artifacts, self._nodes = tasks, artifacts, nodes
+        self._tasks, self._artifacts, self._nodes, self._runs = tasks, artifacts, nodes, runs
         # By whether the attempt is claimed, and whether it may close its node.
         cases = [(is_claimed, may_close) for is_claimed in (True, False) for may_close in (True, False)]
         self._in_one = {case: self._build_in_one(*case) for case in cases}
@@ -131,54 +133,86 @@ class CompletionRows:
         return Direct(update(task).where(*is_counted).values(values))
 
     def try_complete(
-        self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str
+        self,
+        connection: Connection,
+        attempt: Attempt,
+        artifacts: Sequence[dict[str, Any]],
+        shape: str,
+        *,
+        ask_ahead: Callable[[], object] | None = None,
     ) -> tuple[NodeRow, RunRow | None] | None:
         """Complete an attempt, with the rows of its artifacts, and count it at its node, which is returned.
 
-        With it comes the run where the node's last task is done, and the run's row was locked by the way. None, with
-        nothing written, where the attempt lost its guard.
+        With it comes the run where it was locked by the way. None, with nothing written, where the attempt lost its
+        guard. Where it is likely that the attempt closes its node, ``ask_ahead`` asks for what is read then: it is
+        called after everything here was sent, or is waiting to be, the run's lock included.
         """
         if writes_in_queries(connection) and not is_large(artifacts):
-            row = self._complete_in_one(connection, attempt, artifacts, shape, may_close=True)
+            asked = self._ask_in_one(connection, attempt, artifacts, shape, may_close=True)
+            if ask_ahead is not None:
+                ask_ahead()
+            row = asked.first()
             if row is None:
                 return None
             counters, run = row[: len(_COUNTERS)], row[len(_COUNTERS) :]
             return NodeRow(attempt.node_index, *counters), None if run[0] is None else to_run(run)
         if updates_two_tables(connection) and not is_large(artifacts):
-            is_done = self._complete_both(connection, attempt, artifacts, shape, may_close=True)
-            return (self._nodes.get(connection, attempt.run_id, attempt.node_index), None) if is_done else None
+            return self._complete_both(connection, attempt, artifacts, shape, ask_ahead)
         if not self._tasks.try_complete(connection, attempt, shape):
             return None
         self._artifacts.insert(connection, artifacts)
         return self._nodes.count_done(connection, attempt.run_id, attempt.node_index), None
 
-    def try_leave_open(
+    def ask_leave_open(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str
-    ) -> bool:
-        """Do the same where the node waits for others, too; False, with nothing written, where it does not.
+    ) -> Callable[[], bool]:
+        """Do the same where the node waits for others, too; what is returned tells, after the commit, whether it did.
 
-        So it is where the attempt lost its guard. It is not for artifacts that are large. On PostgreSQL the connection
-        may be one whose every statement stands alone. SQLite has no way of its own for it.
+        Nothing is written where it does not, or where the attempt lost its guard. It is not for artifacts that are
+        large. On PostgreSQL the connection may be one whose every statement stands alone. SQLite has no way of its own
+        for it.
         """
         if writes_in_queries(connection):
-            return self._complete_in_one(connection, attempt, artifacts, shape, may_close=False) is not None
-        return self._complete_both(connection, attempt, artifacts, shape, may_close=False)
+            asked = self._ask_in_one(connection, attempt, artifacts, shape, may_close=False)
+            return lambda: asked.first() is not None
+        counted = self._ask_both(connection, attempt, artifacts, shape, may_close=False)
+        return lambda: counted.changed() > 0
 
-    def _complete_in_one(
+    def _ask_in_one(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool
-    ) -> Sequence[Any] | None:
+    ) -> Answer:
         own = [{name: row[name] for name in _OWN_COLUMNS} for row in artifacts]
         key = {**_key(attempt, shape), "b_artifacts": json.dumps(own, ensure_ascii=False)}
-        return self._in_one[attempt.token is not None, may_close].first(connection, key)
+        return self._in_one[attempt.token is not None, may_close].ask(connection, key)
 
     def _complete_both(
+        self,
+        connection: Connection,
+        attempt: Attempt,
+        artifacts: Sequence[dict[str, Any]],
+        shape: str,
+        ask_ahead: Callable[[], object] | None,
+    ) -> tuple[NodeRow, RunRow | None] | None:
+        counted = self._ask_both(connection, attempt, artifacts, shape, may_close=True)
+        node = self._nodes.ask(connection, attempt.run_id, attempt.node_index)
+        locked = None
+        if ask_ahead is not None:
+            locked = self._runs.ask_lock(connection, attempt.run_id)
+            ask_ahead()
+        if counted.changed() == 0:
+            return None
+        run = None if locked is None else locked.first()
+        return NodeRow(*node.one()), None if run is None else to_run(run)
+
+    def _ask_both(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool
-    ) -> bool:
-        statement = self._of_both[attempt.token is not None, may_close]
-        if statement.change(connection, _key(attempt, shape)) == 0:
-            return False
-        self._artifacts.insert(connection, artifacts)
-        return True
+    ) -> Answer:
+        counted = self._of_both[attempt.token is not None, may_close].ask(connection, _key(attempt, shape))
+        if not counted.was_sent:
+            self._artifacts.insert_if_changed(connection, artifacts)
+        elif counted.changed():  # whoever watches may have sent something since
+            self._artifacts.insert(connection, artifacts)
+        return counted
 
 
 def _key(attempt: Attempt, shape: str) -> dict[str, Any]:

@@ -1,43 +1,108 @@
 """Statements that every task sends: compiled once, and handed to the driver without SQLAlchemy's execution.
 
-For such small statements that execution takes longer than the database does. Connections, transactions and errors stay
-SQLAlchemy's, and it executes by itself where somebody listens to an engine's before_cursor_execute or
-after_cursor_execute, as those do who trace or count statements.
+For such small statements that execution takes longer than the database does. And where statements make round trips,
+several of them can make one: what is asked by ``ask``, or left for ``later``, is sent together with what is executed
+next, a COMMIT included, in the order in which it was given.
+
+Connections, transactions and errors stay SQLAlchemy's, and it executes by itself where somebody listens to an engine's
+before_cursor_execute or after_cursor_execute, as those do who trace or count statements. Then nothing waits.
 """
 
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Engine, ExecutionContext, event
+from sqlalchemy import Connection, Dialect, Engine, ExecutionContext, event, text
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from dagabaaz_celery.stores.sql.drivers import Driver, Reply, Sent, find_driver
 
 #: Where SQLAlchemy writes what it executes.
 _sql_log = logging.getLogger("sqlalchemy.engine.Engine")
-#: The execution option that says how a statement is handed to its cursor.
+#: The execution option that says what hands a statement to its cursor.
 _SEND = "dagabaaz_send"
-#: What psycopg's prepare_threshold is in a session in which no statements are prepared but those here.
-PREPARES_ON_REQUEST = sys.maxsize
+#: What is known of a connection: what waits to be sent over it.
+_OUTBOX = "dagabaaz_outbox"
 #: Lengths of lists for which there is a text, as the text has a place for each value.
 _LENGTHS = tuple(2**power for power in range(10))
+#: More rows are not left for later, but sent as drivers send many.
+_FEW = 8
 
-Send = Callable[[Any, str, Any], object]
 Convert = Callable[[Any], Any]
 
 
 def accept_direct(engine: Engine) -> None:
-    """Have an engine execute as statements here say."""
+    """Have an engine execute as statements here say, and after what waits to be sent."""
 
     @event.listens_for(engine, "do_execute")
     def _execute(cursor: Any, text: str, values: Any, context: ExecutionContext) -> bool:
-        send: Send | None = context.execution_options.get(_SEND)
+        send_before(context)
+        send: Callable[[Any, str, Any], object] | None = context.execution_options.get(_SEND)
         if send is None:
             return False
         send(cursor, text, values)
         return True
+
+    @event.listens_for(engine, "do_executemany")
+    @event.listens_for(engine, "do_execute_no_params")
+    def _follow(cursor: Any, *args: Any) -> None:
+        send_before(args[-1])
+
+    def send_before(context: ExecutionContext) -> None:
+        try:
+            outbox = context.root_connection.info.get(_OUTBOX)
+        except NotImplementedError:  # the connection by which a dialect gets to know its server
+            return
+        if outbox:
+            outbox.send(context.root_connection)
+
+
+def send_together(engine: Engine) -> None:
+    """Have statements wait for each other on an engine's connections, where the driver knows how to send several.
+
+    Transactions have to be begun by ``Direct.later``, and are ended here.
+    """
+    driver, commit = find_driver(engine.dialect.driver), Direct(text("COMMIT"))
+
+    @event.listens_for(engine, "connect")
+    def _open(connection: Any, record: ConnectionPoolEntry) -> None:
+        if driver.can_send_together(connection):
+            record.info[_OUTBOX] = _Outbox(driver)
+
+    @event.listens_for(engine, "commit")
+    def _commit(connection: Connection) -> None:
+        outbox = connection.info.get(_OUTBOX)
+        if outbox:
+            commit.change(connection, {})
+
+    @event.listens_for(engine, "rollback")
+    def _forget(connection: Connection) -> None:
+        outbox = None if connection.invalidated else connection.info.get(_OUTBOX)
+        if outbox:
+            outbox.forget()
+
+    @event.listens_for(engine, "checkin")
+    def _forget_too(connection: Any, record: ConnectionPoolEntry) -> None:
+        outbox = record.info.get(_OUTBOX)
+        if outbox:
+            outbox.forget()
+
+    def end_if_open(connection: Any) -> None:
+        if not driver.is_at_rest(connection):  # what was sent together had its COMMIT with it
+            connection.commit()
+
+    dialect: Any = engine.dialect
+    dialect.do_commit = end_if_open
+
+
+def send_waiting(connection: Connection) -> None:
+    """Send what waits, and nothing else."""
+    outbox = connection.info.get(_OUTBOX)
+    if outbox:
+        outbox.send(connection)
 
 
 class Direct:
@@ -52,10 +117,26 @@ class Direct:
         self._columns = columns
         self._compiled: dict[str, _Compiled] = {}
 
+    def ask(self, connection: Connection, key: Mapping[str, Any]) -> "Answer":
+        """Have it sent with the next statement, or when its answer is read."""
+        compiled = self._compile(connection)
+        return compiled.ask(connection, compiled.bind(key))
+
+    def later(self, connection: Connection, key: Mapping[str, Any]) -> None:
+        """Have it sent with the next statement, or with the COMMIT; nobody asks what it changes."""
+        self.ask(connection, key)
+
+    def later_each(self, connection: Connection, keys: Sequence[Mapping[str, Any]]) -> None:
+        """The same for each of many; where they are more than a few, they are executed now."""
+        if len(keys) > _FEW:
+            self.change_each(connection, keys)
+            return
+        for key in keys:
+            self.later(connection, key)
+
     def change(self, connection: Connection, key: Mapping[str, Any]) -> int:
         """Execute a statement that returns no rows; how many it changed."""
-        compiled = self._compile(connection)
-        return compiled.execute(connection, compiled.bind(key))[1]
+        return self.ask(connection, key).changed()
 
     def change_each(self, connection: Connection, keys: Sequence[Mapping[str, Any]]) -> None:
         """Execute it for each of many; for one, drivers know a shorter way."""
@@ -67,19 +148,15 @@ class Direct:
 
     def first(self, connection: Connection, key: Mapping[str, Any]) -> Sequence[Any] | None:
         """The only row that it returns, or None."""
-        rows = self.all(connection, key)
-        return rows[0] if rows else None
+        return self.ask(connection, key).first()
 
     def one(self, connection: Connection, key: Mapping[str, Any]) -> Sequence[Any]:
         """The row that it always returns."""
-        (row,) = self.all(connection, key)
-        return row
+        return self.ask(connection, key).one()
 
     def all(self, connection: Connection, key: Mapping[str, Any]) -> list[Sequence[Any]]:
         """The rows that it returns."""
-        compiled = self._compile(connection)
-        rows = compiled.execute(connection, compiled.bind(key))[0]
-        return compiled.convert(rows)
+        return self.ask(connection, key).all()
 
     def _compile(self, connection: Connection) -> "_Compiled":
         dialect = connection.dialect
@@ -89,20 +166,78 @@ class Direct:
         return compiled
 
 
-@contextmanager
-def in_one_go(connection: Connection) -> Iterator[None]:
-    """Changes of which nobody asks how much they changed: they make one round trip where the driver knows how to."""
-    library: Any = connection.dialect.loaded_dbapi
-    knows_how = connection.dialect.driver == "psycopg" and library.Pipeline.is_supported()  # libpq 14 and later
-    if not knows_how or _is_watched(connection):
-        yield
-        return
-    driver: Any = connection.connection.dbapi_connection
-    try:
-        with driver.pipeline():
-            yield
-    except library.Error as error:
-        raise _translate(connection, "", (), error) from error
+class Answer:
+    """What the database answers to a statement. To read it has the statement sent; all its errors are raised then."""
+
+    __slots__ = ("_connection", "_convert", "_reply")
+
+    def __init__(
+        self, connection: Connection, convert: Callable[[Sequence[Any]], list[Any]], reply: Reply | None = None
+    ) -> None:
+        self._connection = connection
+        self._convert = convert
+        self._reply = reply
+
+    def note(self, reply: Reply) -> None:
+        """It was sent, and this is what came."""
+        self._reply = reply
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether it is known; else the statement waits, and what is asked next is sent right after it."""
+        return self._reply is not None
+
+    def changed(self) -> int:
+        """How many rows were changed."""
+        return self._read().changed
+
+    def all(self) -> list[Sequence[Any]]:
+        """The rows."""
+        return self._convert(self._read().rows)
+
+    def first(self) -> Sequence[Any] | None:
+        """The only row, or None."""
+        rows = self.all()
+        return rows[0] if rows else None
+
+    def one(self) -> Sequence[Any]:
+        """The row that is always there."""
+        (row,) = self.all()
+        return row
+
+    def _read(self) -> Reply:
+        if self._reply is None:
+            send_waiting(self._connection)
+        assert self._reply is not None, "the statement was given up with its transaction"  # noqa: S101
+        return self._reply
+
+
+class _Outbox:
+    """Statements that wait to be sent over one connection."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._waiting: list[tuple[Sent, Answer]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def put(self, sent: Sent, answer: Answer) -> None:
+        self._waiting.append((sent, answer))
+
+    def forget(self) -> None:
+        self._waiting = []
+
+    def send(self, connection: Connection) -> None:
+        waiting, self._waiting = self._waiting, []
+        batch = [sent for sent, _ in waiting]
+        with _Cursor(connection, batch[-1]) as cursor:
+            if len(batch) == 1:
+                replies = [self._driver.send_one(cursor, batch[0])]
+            else:
+                replies = self._driver.send_together(cursor, batch)
+        for (_, answer), reply in zip(waiting, replies, strict=True):
+            answer.note(reply)
 
 
 class DirectByLength:
@@ -116,12 +251,13 @@ class DirectByLength:
         self._build = build
         self._built: dict[int, Direct] = {}
 
+    def ask(self, connection: Connection, values: Sequence[Any], key: Mapping[str, Any]) -> list[Answer]:
+        """Have them sent as ``Direct.ask`` does; in order where the statement orders by its values first."""
+        return [statement.ask(connection, {**key, **chunk}) for statement, chunk in self._bind(sorted(values))]
+
     def all(self, connection: Connection, values: Sequence[Any], key: Mapping[str, Any]) -> list[Sequence[Any]]:
-        """The rows that are returned for a list, in order where the statement orders by its values first."""
-        rows: list[Sequence[Any]] = []
-        for statement, chunk in self._bind(sorted(values)):
-            rows += statement.all(connection, {**key, **chunk})
-        return rows
+        """The rows that are returned for a list, in that order."""
+        return read_all(self.ask(connection, values, key))
 
     def change(self, connection: Connection, values: Sequence[Any], key: Mapping[str, Any]) -> None:
         """Execute a statement that returns no rows for a list."""
@@ -141,6 +277,11 @@ class DirectByLength:
         return self._built[length], dict(zip(names, filled, strict=True))
 
 
+def read_all(answers: Sequence[Answer]) -> list[Sequence[Any]]:
+    """The rows of several answers."""
+    return [row for answer in answers for row in answer.all()]
+
+
 class _Compiled:
     """A statement's text for one driver, and what its values go through."""
 
@@ -152,10 +293,10 @@ class _Compiled:
         self._places = [self._place(compiled, name, dialect) for name in names]
         self._names = names
         returned = list(getattr(statement, "exported_columns", ()))
-        self._returns_rows = bool(returned)  # psycopg takes long to tell
+        self._returns_rows = bool(returned)
         found = [(place, _find_result_processor(column.type, dialect)) for place, column in enumerate(returned)]
         self._conversions = [(place, convert) for place, convert in found if convert is not None]
-        self._send: Send = _send_by_psycopg if dialect.driver == "psycopg" else _send_plain
+        self._driver = find_driver(dialect.driver)
 
     @staticmethod
     def _place(compiled: Any, name: str, dialect: Dialect) -> tuple[str | None, Convert | None, Any]:
@@ -174,7 +315,32 @@ class _Compiled:
         ]
         return tuple(values) if self._is_positional else dict(zip(self._names, values, strict=True))
 
-    def convert(self, rows: Sequence[Any]) -> list[Any]:
+    def ask(self, connection: Connection, values: Any) -> Answer:
+        outbox = connection.info.get(_OUTBOX)
+        if _is_watched(connection):
+            return Answer(connection, self._convert, self._execute_watched(connection, values))
+        sent = Sent(self._text, values, self._returns_rows)
+        if outbox is not None:
+            answer = Answer(connection, self._convert)
+            outbox.put(sent, answer)
+            return answer
+        with _Cursor(connection, sent) as cursor:
+            reply = self._driver.send_one(cursor, sent)
+        return Answer(connection, self._convert, reply)
+
+    def execute_each(self, connection: Connection, values: list[Any]) -> None:
+        send_waiting(connection)
+        if _is_watched(connection):
+            connection.exec_driver_sql(self._text, values)
+            return
+        with _Cursor(connection, Sent(self._text, values[0], False)) as cursor:
+            cursor.executemany(self._text, values)
+
+    def _execute_watched(self, connection: Connection, values: Any) -> Reply:
+        result = connection.exec_driver_sql(self._text, values, {_SEND: self._driver.send})
+        return Reply([tuple(row) for row in result] if self._returns_rows else [], result.rowcount)
+
+    def _convert(self, rows: Sequence[Any]) -> list[Any]:
         if not self._conversions:
             return list(rows)
         converted = []
@@ -185,49 +351,39 @@ class _Compiled:
             converted.append(values)
         return converted
 
-    def execute(self, connection: Connection, values: Any) -> tuple[Sequence[Any], int]:
-        """The rows that the driver gives, and how many it says that there were, or were changed."""
-        if _is_watched(connection):
-            result = connection.exec_driver_sql(self._text, values, {_SEND: self._send})
-            return [tuple(row) for row in result] if self._returns_rows else [], result.rowcount
-        cursor = connection.connection.cursor()
-        try:
-            self._send(cursor, self._text, values)
-            rows: Sequence[Any] = cursor.fetchall() if self._returns_rows else []
-        except connection.dialect.loaded_dbapi.Error as error:
-            cursor.close()  # it lives on in the error's traceback: a file, or a result, would stay open
-            raise _translate(connection, self._text, values, error) from error
-        except BaseException:
-            _give_up(connection, cursor)
-            raise
-        changed = cursor.rowcount
-        cursor.close()
-        return rows, changed
 
-    def execute_each(self, connection: Connection, values: list[Any]) -> None:
-        if _is_watched(connection):
-            connection.exec_driver_sql(self._text, values)
-            return
-        cursor = connection.connection.cursor()
-        try:
-            cursor.executemany(self._text, values)
-        except connection.dialect.loaded_dbapi.Error as error:
-            cursor.close()
-            raise _translate(connection, self._text, values[0], error) from error
-        except BaseException:
-            _give_up(connection, cursor)
-            raise
-        cursor.close()
+class _Cursor:
+    """A cursor of the driver's, closed in the end; errors are those that SQLAlchemy raises.
+
+    A class of its own: a generator takes a microsecond more, a dozen times for each task.
+    """
+
+    def __init__(self, connection: Connection, sent: Sent) -> None:
+        self._connection = connection
+        self._sent = sent
+        self._cursor = connection.connection.cursor()
+
+    def __enter__(self) -> Any:
+        return self._cursor
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            self._cursor.close()
+        elif isinstance(error, self._connection.dialect.loaded_dbapi.Error):
+            self._cursor.close()  # it lives on in the error's traceback: a file, or a result, would stay open
+            raise _translate(self._connection, self._sent, error) from error
+        else:
+            _give_up(self._connection, self._cursor)
 
 
-def _translate(connection: Connection, text: str, values: Any, error: Exception) -> Exception:
+def _translate(connection: Connection, sent: Sent, error: Exception) -> Exception:
     """An error as SQLAlchemy raises it, which finds out what it means for the connection."""
 
     def fail(cursor: Any, text: str, values: Any) -> None:
         raise error
 
     try:
-        connection.exec_driver_sql(text, values, {_SEND: fail})
+        connection.exec_driver_sql(sent.text, sent.values, {_SEND: fail})
     except DBAPIError as translated:
         return translated
     return error
@@ -247,15 +403,6 @@ def _is_watched(connection: Connection) -> bool:
     events: Any = connection.engine.dispatch
     listens = events.before_cursor_execute or events.after_cursor_execute
     return bool(listens) or _sql_log.isEnabledFor(logging.INFO)
-
-
-def _send_plain(cursor: Any, text: str, values: Any) -> None:
-    cursor.execute(text, values)
-
-
-def _send_by_psycopg(cursor: Any, text: str, values: Any) -> None:
-    # In sessions that were given another threshold psycopg does as it was told.
-    cursor.execute(text, values, prepare=cursor.connection.prepare_threshold == PREPARES_ON_REQUEST or None)
 
 
 def _find_result_processor(type_: Any, dialect: Dialect) -> Convert | None:

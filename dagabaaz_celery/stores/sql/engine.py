@@ -11,8 +11,8 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -43,7 +43,8 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 from sqlalchemy.sql.functions import FunctionElement
 
 from dagabaaz_celery.errors import ConfigurationError, StoreError
-from dagabaaz_celery.stores.sql.direct import PREPARES_ON_REQUEST, Direct, accept_direct
+from dagabaaz_celery.stores.sql.direct import Direct, accept_direct, send_together, send_waiting
+from dagabaaz_celery.stores.sql.drivers import MULTI_STATEMENTS, PREPARES_ON_REQUEST, find_driver
 from dagabaaz_celery.stores.sql.shared import SharedDatabase
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,11 @@ _POOL = {"pool_size": 5, "max_overflow": 95, "pool_timeout": 15.0}
 #: A connection that was not used for so many seconds is asked whether it is still there: asking each time, as a pool's
 #: pre-ping does, would be a round trip more for every transaction.
 _IDLE_SECONDS = 1.0
-#: Execution options that say which transactions a connection begins: none, ones that only read, ones of another level.
+#: For how long a connection goes from one transaction to the next without the pool, whose checks take as long as a
+#: small statement; and how many do. What the pool looks for in each connection that it lends, it finds so much later.
+_KEPT_SECONDS, _MAX_KEPT = 1.0, 5
+#: What is known of a connection while it is used: whether its statements stand alone, or only read, or are of a level
+#: of their own.
 _EACH_ALONE, _READS, _LEVEL = "dagabaaz_each_alone", "dagabaaz_reads", "dagabaaz_level"
 #: What is known of a connection: whether a statement outside a transaction is read committed; when plans were dropped.
 _STANDS_ALONE, _PLANNED_AT = "dagabaaz_stands_alone", "dagabaaz_planned_at"
@@ -99,8 +104,6 @@ _STANDS_ALONE, _PLANNED_AT = "dagabaaz_stands_alone", "dagabaaz_planned_at"
 _PLAN_SECONDS = 5.0
 #: How transactions begin on SQLite.
 _BEGIN_READING, _BEGIN_WRITING = Direct(text("BEGIN")), Direct(text("BEGIN IMMEDIATE"))
-#: The flag of MySQL's protocol by which a server says that a transaction is open.
-_IN_TRANSACTION = 1
 #: Seconds until a server that answers nothing at all counts as away, so that no heartbeat waits for it for ever.
 _CONNECT_SECONDS = 10
 _SILENCE_SECONDS = 30
@@ -179,11 +182,6 @@ def _index_order_mysql(element: Any, compiler: Any, **kw: Any) -> str:
     return "NULL"  # no order
 
 
-def one_or_many(rows: Sequence[dict[str, Any]]) -> Any:
-    """The parameters of a statement that is sent for each row; for one, drivers know a shorter way."""
-    return rows[0] if len(rows) == 1 else list(rows)
-
-
 def is_one_of(column: ColumnElement[Any], values: Sequence[str]) -> ColumnElement[bool]:
     """A comparison with each value. Of IN, SQLAlchemy makes the text anew whenever it is sent."""
     return or_(*(column == fixed(value) for value in values))
@@ -200,7 +198,7 @@ def fixed(value: str) -> ColumnElement[str]:
 
 def stands_alone(connection: Connection) -> bool:
     """Whether each statement of a connection is a transaction of its own, so that others may come between two."""
-    return bool(connection.get_execution_options().get(_EACH_ALONE) and connection.info[_STANDS_ALONE])
+    return bool(connection.info.get(_EACH_ALONE) and connection.info[_STANDS_ALONE])
 
 
 def writes_in_queries(connection: Connection) -> bool:
@@ -245,6 +243,9 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
         if decides:  # psycopg takes no text for it
             given["prepare_threshold"] = _read_prepare_threshold(parsed)
             parsed = parsed.difference_update_query(["prepare_threshold"])
+        if driver == "pymysql":
+            flags = int(str(parsed.query.get("client_flag", 0))) | MULTI_STATEMENTS
+            parsed = parsed.update_query_dict({"client_flag": str(flags)})
         level = "AUTOCOMMIT" if _begins_by_hand(parsed) else "READ COMMITTED"
         # Parameters are the users' data: they stay out of logs and tracebacks.
         engine = create_engine(
@@ -262,6 +263,8 @@ def build_engine(url: str | URL, *, pooled: bool = True) -> Engine:
     accept_direct(engine)
     _end_abandoned_transactions(engine)
     _ping_idle_connections(engine)
+    if _begins_by_hand(parsed):
+        send_together(engine)
     if driver == "psycopg":
         _begin_by_hand(engine, ["BEGIN ISOLATION LEVEL {level}"])
         _settle_postgresql(engine, may_prepare=not decides)
@@ -290,9 +293,9 @@ def _begin_by_hand(engine: Engine, statements: Sequence[str]) -> None:
     def _begin(connection: Connection) -> None:
         if stands_alone(connection):
             return
-        level = connection.get_execution_options().get(_LEVEL)
+        level = connection.info.get(_LEVEL)
         if level is None:
-            begin.change(connection, {})
+            begin.later(connection, {})
             return
         try:
             for statement in statements:
@@ -358,21 +361,12 @@ def _end_abandoned_transactions(engine: Engine) -> None:
     An exception that a signal raises, as Celery's soft time limit does, may come between BEGIN and whoever would end
     it. To roll back each connection, as pools do by themselves, is a round trip for every transaction.
     """
+    driver = find_driver(engine.dialect.driver)
 
     @event.listens_for(engine, "reset")
     def _reset(connection: Any, record: ConnectionPoolEntry, state: PoolResetState) -> None:
-        if not state.terminate_only and not _is_at_rest(connection):
+        if not state.terminate_only and not driver.is_at_rest(connection):
             connection.rollback()
-
-
-def _is_at_rest(connection: Any) -> bool:
-    """Whether a driver knows that its connection is in no transaction; one that cannot tell does not."""
-    if hasattr(connection, "in_transaction"):  # sqlite3
-        return not connection.in_transaction
-    if hasattr(connection, "pgconn"):  # psycopg: its status IDLE
-        return bool(connection.pgconn.transaction_status == 0)
-    # PyMySQL: what the server said at last.
-    return not getattr(connection, "server_status", _IN_TRANSACTION) & _IN_TRANSACTION
 
 
 def _ping_idle_connections(engine: Engine) -> None:
@@ -467,8 +461,7 @@ def _build_sqlite_engine(url: URL) -> Engine:
     def _begin(connection: Connection) -> None:
         if stands_alone(connection):
             return
-        reads = connection.get_execution_options().get(_READS, False)
-        (_BEGIN_READING if reads else _BEGIN_WRITING).change(connection, {})
+        (_BEGIN_READING if connection.info.get(_READS) else _BEGIN_WRITING).change(connection, {})
 
     @event.listens_for(engine, "handle_error")
     def _drop(context: ExceptionContext) -> None:
@@ -582,8 +575,11 @@ class Database:
         self._engine = build_engine(url) if shared is None else None
         self._is_sqlite = self.url.get_backend_name() == "sqlite"
         self._begins_by_hand = _begins_by_hand(self.url)
-        self._engine_alone: Engine | None = None
+        #: Connections that nobody uses, the one used last at the end, each with when the pool is to see it again.
+        self._kept: list[tuple[Connection, float]] = []
+        self._inherited: list[Any] = []
         self._turn = threading.RLock()
+        self._turns: AbstractContextManager[Any] = self._turn if self._is_sqlite else nullcontext()
         os.register_at_fork(
             before=call_while_alive(self.before_fork),
             after_in_parent=call_while_alive(self.after_fork_in_parent),
@@ -598,13 +594,6 @@ class Database:
                 self._engine = self._engine or self.shared.build_engine()
         assert self._engine is not None  # noqa: S101  # made here or at the beginning
         return self._engine
-
-    @property
-    def _standing_alone(self) -> Engine:
-        """The same connections, for statements that stand alone."""
-        if self._engine_alone is None:  # to set the option of each connection would take longer
-            self._engine_alone = self.engine.execution_options(**{_EACH_ALONE: True})
-        return self._engine_alone
 
     @property
     def makes_round_trips(self) -> bool:
@@ -623,15 +612,12 @@ class Database:
             with self.shared.join(writes=False) as connection:
                 yield connection
             return
-        options: dict[str, Any] = {_READS: True}
-        if one_moment and not self._is_sqlite:  # where it is so anyway
-            options[_LEVEL if self._begins_by_hand else "isolation_level"] = "REPEATABLE READ"
-        with (
-            self._taking_turns(),
-            self.engine.connect().execution_options(**options) as connection,
-            connection.begin(),
-        ):
-            yield connection
+        level = "REPEATABLE READ" if one_moment and not self._is_sqlite else None  # there it is so anyway
+        with self._connect({_READS: True, _LEVEL: level}) as connection:
+            if level is not None and not self._begins_by_hand:
+                connection.execution_options(isolation_level=level)
+            with connection.begin():
+                yield connection
 
     @contextmanager
     def write(self) -> Iterator[Connection]:
@@ -640,7 +626,7 @@ class Database:
             with self.shared.join(writes=True) as connection:
                 yield connection
             return
-        with self._taking_turns(), self.engine.connect() as connection:
+        with self._connect({}) as connection:
             asked = False
             try:
                 with connection.begin():
@@ -658,11 +644,12 @@ class Database:
             with self.write() as connection:
                 yield connection
             return
-        with self._taking_turns(), self._standing_alone.connect() as connection:
+        with self._connect({_EACH_ALONE: True}) as connection:
             if not stands_alone(connection):  # where a pooler's sessions are of another level
                 connection.begin()
             try:
                 yield connection
+                send_waiting(connection)
                 connection.commit()
             except DBAPIError as error:
                 if error.connection_invalidated:  # whatever else was answered, nothing was committed
@@ -692,17 +679,15 @@ class Database:
         return _repeat_victims(lambda: self._write_alone(name), work, repeats_lost=lambda error: False)
 
     def close(self) -> None:
-        """Close every pooled connection."""
-        with self._taking_turns():
-            if self._engine is not None:
-                self._engine.dispose()
+        """Close every connection that nobody uses."""
+        with self._turns:
+            self._dispose()
 
     def before_fork(self) -> None:
         """Let the transaction in progress end, and keep the next from starting."""
         if self._is_sqlite:
             self._turn.acquire()
-            if self._engine is not None:
-                self._engine.dispose()
+            self._dispose()
 
     def after_fork_in_parent(self) -> None:
         """Go on."""
@@ -713,7 +698,10 @@ class Database:
         """Start with no connections: the parent's stay the parent's."""
         if self._is_sqlite:
             self._turn.release()
-        elif self._engine is not None:
+            return
+        self._inherited.append(self._kept)  # what is forgotten might be closed, and with it the parent's session
+        self._kept = []
+        if self._engine is not None:
             self._engine.dispose(close=False)
 
     @contextmanager
@@ -735,12 +723,47 @@ class Database:
             yield connection
 
     @contextmanager
-    def _taking_turns(self) -> Iterator[None]:
-        if not self._is_sqlite:
-            yield
-            return
-        with self._turn:
-            yield
+    def _connect(self, use: Mapping[str, Any]) -> Iterator[Connection]:
+        """A connection, for what ``use`` says of it; it is kept for a moment, as the next one is soon wanted."""
+        with self._turns:
+            connection, until = self._take_kept() or (self.engine.connect(), time.monotonic() + _KEPT_SECONDS)
+            try:
+                with _in_use(connection, use):
+                    yield connection
+            except BaseException:
+                connection.close()
+                raise
+            is_idle = not (connection.invalidated or connection.in_transaction())
+            if is_idle and len(self._kept) < _MAX_KEPT and not isinstance(self.engine.pool, NullPool):
+                self._kept.append((connection, until))
+            else:
+                connection.close()
+
+    def _take_kept(self) -> tuple[Connection, float] | None:
+        while self._kept:
+            with suppress(IndexError):  # another thread may be quicker
+                connection, until = self._kept.pop()
+                if time.monotonic() < until:
+                    return connection, until
+                connection.close()
+        return None
+
+    def _dispose(self) -> None:
+        while self._kept:
+            self._kept.pop()[0].close()
+        if self._engine is not None:
+            self._engine.dispose()
+
+
+@contextmanager
+def _in_use(connection: Connection, use: Mapping[str, Any]) -> Iterator[None]:
+    known = connection.info  # of a connection that is lost meanwhile there is none
+    known.update(use)
+    try:
+        yield
+    finally:
+        for name in use:
+            known.pop(name, None)
 
 
 def _leave_unanswered(statement: str | None, error: DBAPIError) -> CommitUnanswered:

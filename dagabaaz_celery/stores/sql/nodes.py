@@ -1,12 +1,12 @@
 """Statements on nodes, built once for a store."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
-from dagabaaz_celery.stores.sql.direct import Direct, DirectByLength
-from dagabaaz_celery.stores.sql.engine import is_one_of, now, one_or_many
+from dagabaaz_celery.stores.sql.direct import Answer, Direct, DirectByLength, read_all
+from dagabaaz_celery.stores.sql.engine import is_one_of, now
 from dagabaaz_celery.stores.sql.records import NodeRow
 from dagabaaz_celery.stores.sql.tables import CLOSED_NODE_STATUSES, Tables
 
@@ -61,7 +61,7 @@ class NodeRows:
                 opened_at=opened_at,
             )
         )
-        self._ended_at_launch = (
+        self._ended_at_launch = Direct(
             update(node)
             .where(*by_node, is_unlaunched)
             .values(
@@ -130,17 +130,24 @@ class NodeRows:
 
     def get(self, connection: Connection, run_id: str, index: int) -> NodeRow:
         """One node of a run."""
-        return NodeRow(*self._one.one(connection, {"b_run": run_id, "b_node": index}))
+        return NodeRow(*self.ask(connection, run_id, index).one())
 
-    def get_some(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[NodeRow]:
+    def ask(self, connection: Connection, run_id: str, index: int) -> Answer:
+        """The same, asked for with the next statement: what a NodeRow is made of."""
+        return self._one.ask(connection, {"b_run": run_id, "b_node": index})
+
+    def get_some(self, connection: Connection, run_id: str, indices: Collection[int]) -> list[NodeRow]:
         """The named nodes of a run."""
+        return to_nodes(self.ask_some(connection, run_id, indices))
+
+    def ask_some(self, connection: Connection, run_id: str, indices: Collection[int]) -> list[Answer]:
+        """The same, asked for with the next statement, for ``to_nodes``."""
         if not indices:
             return []
         first, last = min(indices), max(indices)
         if last - first + 1 == len(set(indices)):  # as the nodes of a layer are mostly written
-            key = {"b_run": run_id, "b_first": first, "b_last": last}
-            return [NodeRow(*row) for row in self._range.all(connection, key)]
-        return [NodeRow(*row) for row in self._some.all(connection, indices, {"b_run": run_id})]
+            return [self._range.ask(connection, {"b_run": run_id, "b_first": first, "b_last": last})]
+        return self._some.ask(connection, list(indices), {"b_run": run_id})
 
     def count_done(self, connection: Connection, run_id: str, index: int) -> NodeRow:
         """Count one more task as done; returns the node after it."""
@@ -170,8 +177,7 @@ class NodeRows:
             }
             for index, total, cursor in launches
         ]
-        if rows:
-            self._launched.change_each(connection, rows)
+        self._launched.later_each(connection, rows)
 
     def end_at_launch(self, connection: Connection, run_id: str, ends: Iterable[tuple[int, str]]) -> None:
         """Record (index, status) of nodes that ended without a task being sent: skipped, filtered, failed."""
@@ -179,8 +185,7 @@ class NodeRows:
             {"b_run": run_id, "b_node": index, "b_status": status, "b_done": int(status in CLOSED_NODE_STATUSES)}
             for index, status in ends
         ]
-        if rows:
-            connection.execute(self._ended_at_launch, one_or_many(rows))
+        self._ended_at_launch.later_each(connection, rows)
 
     def try_close(self, connection: Connection, run_id: str, index: int, status: str) -> bool:
         """Close a launched node whose tasks are all done; True if this call did."""
@@ -190,7 +195,7 @@ class NodeRows:
     def close(self, connection: Connection, run_id: str, ends: Iterable[tuple[int, str]]) -> None:
         """Close launched nodes whose tasks are known to be all done: (index, status)."""
         keys = [{"b_run": run_id, "b_node": index, "b_status": status} for index, status in ends]
-        self._close.change_each(connection, keys)
+        self._close.later_each(connection, keys)
 
     def reset(self, connection: Connection, run_id: str, indices: Sequence[int]) -> None:
         """Make nodes blocked again."""
@@ -211,3 +216,8 @@ class NodeRows:
                 "b_cursor": node.launch_cursor,
             },
         )
+
+
+def to_nodes(answers: Sequence[Answer]) -> list[NodeRow]:
+    """Nodes that were asked for."""
+    return [NodeRow(*row) for row in read_all(answers)]

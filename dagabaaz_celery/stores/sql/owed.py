@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from dagabaaz_celery.constants import RunStatus
+from dagabaaz_celery.stores.sql.direct import Direct
 from dagabaaz_celery.stores.sql.engine import now
 from dagabaaz_celery.stores.sql.records import Owed
 from dagabaaz_celery.stores.sql.runs import insert_or_nothing
@@ -27,7 +28,8 @@ class OwedRows:
             owed.c.status,
             owed.c.tries,
         )
-        self._insert = insert(owed).values(due_at=now() + bindparam("b_delay"), tries=0)
+        new = ("id", "run_id", "kind", "generation", "node_index", "status")
+        self._insert = Direct(insert(owed).values(due_at=now() + bindparam("b_delay"), tries=0), columns=new)
         self._due = (
             select(*columns)
             .where(owed.c.due_at <= now(), owed.c.kind.in_(bindparam("b_kinds", expanding=True)))
@@ -46,8 +48,8 @@ class OwedRows:
 
     def insert(self, connection: Connection, owed: Owed, *, delay: int) -> None:
         """Owe something from ``delay`` microseconds on: until then the caller itself will do it."""
-        connection.execute(
-            self._insert,
+        self._insert.later(
+            connection,
             {
                 "id": owed.id,
                 "run_id": owed.run_id,

@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery.constants import RunStatus
-from dagabaaz_celery.stores.sql.direct import Direct
+from dagabaaz_celery.stores.sql.direct import Answer, Direct
 from dagabaaz_celery.stores.sql.engine import now, prefer_index
 from dagabaaz_celery.stores.sql.records import Epilogue, RollbackStatus, RunRow
 from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables, first_id_at
@@ -119,7 +119,11 @@ class RunRows:
 
     def lock(self, connection: Connection, run_id: str) -> RunRow | None:
         """The run as committed now, locked until the end of the transaction."""
-        return _to_run_or_none(self._lock.first(connection, {"b_run": run_id}))
+        return _to_run_or_none(self.ask_lock(connection, run_id).first())
+
+    def ask_lock(self, connection: Connection, run_id: str) -> Answer:
+        """The same, asked for with the next statement: what ``to_run`` takes."""
+        return self._lock.ask(connection, {"b_run": run_id})
 
     def lock_by_key(self, connection: Connection, pipeline: str, key: str) -> RunRow | None:
         """The run of a pipeline that has this key."""
@@ -182,7 +186,7 @@ class RunRows:
 
     def set_nodes_done(self, connection: Connection, run_id: str, done: int) -> None:
         """Store how many nodes are closed."""
-        self._progress.change(connection, {"b_run": run_id, "b_done": done})
+        self._progress.later(connection, {"b_run": run_id, "b_done": done})
 
     def try_set_paused(self, connection: Connection, run_id: str, paused: bool) -> bool:
         """Hold or release an open run; False when it is not open."""

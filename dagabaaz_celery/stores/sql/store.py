@@ -369,17 +369,28 @@ class SqlStore:
         """Record a success and advance the run; None when the attempt lost its guard and nothing was changed."""
 
         attempt, rows, completions = work.attempt, self._artifact_rows(work, artifacts), self.rows.completions
+        definition = self.definition_of(work.definition_hash)
+        leaves_open = self._may_leave_open(work) and not is_large(rows)
+        is_last = self.database.makes_round_trips and (leaves_open or work.left == 1)
 
         def transition(connection: Connection) -> Aftermath | None:
-            counted = completions.try_complete(connection, attempt, rows, shape)
+            transaction = self.transaction(connection, attempt.run_id)
+
+            def ask_ahead() -> None:
+                transaction.ask_ahead(definition, attempt.node_index)
+
+            counted = completions.try_complete(
+                connection, attempt, rows, shape, ask_ahead=ask_ahead if is_last else None
+            )
             if counted is None:
                 return self._answer_repeat(self.rows.tasks.is_recorded(connection, attempt, TaskStatus.COMPLETED))
-            return self._go_on(connection, work, *counted)
+            return self._go_on(transaction, work, *counted)
 
-        if self._may_leave_open(work) and not is_large(rows):
+        if leaves_open:
             # Where it is one statement, that may stand alone.
             transact = self.transact_each if self.database.writes_in_queries else self.transact
-            if transact(lambda connection: completions.try_leave_open(connection, attempt, rows, shape)):
+            was_left_open = transact(lambda connection: completions.ask_leave_open(connection, attempt, rows, shape))
+            if was_left_open():
                 return Aftermath()
         return self.transact(transition)
 
@@ -395,13 +406,13 @@ class SqlStore:
     def _count_done(self, connection: Connection, work: Work) -> Aftermath:
         """Count a task at its node's barrier, and go on where that was the last."""
         node = self.rows.nodes.count_done(connection, work.attempt.run_id, work.attempt.node_index)
-        return self._go_on(connection, work, node)
+        return self._go_on(self.transaction(connection, work.attempt.run_id), work, node)
 
-    def _go_on(self, connection: Connection, work: Work, node: NodeRow, run: RunRow | None = None) -> Aftermath:
+    def _go_on(self, transaction: RunTransaction, work: Work, node: NodeRow, run: RunRow | None = None) -> Aftermath:
         """Close a node where a task that was counted at it was the last; ``run`` where it is locked already."""
         if node.tasks_done < node.tasks_total:
-            return self._remind_of_epilogue(connection, work)
-        return self._advance(connection, work.attempt, node, run)
+            return self._remind_of_epilogue(transaction.connection, work)
+        return self._advance(transaction, work.attempt, node, run)
 
     def _remind_of_epilogue(self, connection: Connection, work: Work) -> Aftermath:
         """What waits for the last bodies of a run that has ended is told that one is over."""
@@ -413,9 +424,8 @@ class SqlStore:
             transaction.remind_of_epilogue()
         return transaction.aftermath
 
-    def _advance(self, connection: Connection, attempt: Attempt, node: NodeRow, run: RunRow | None) -> Aftermath:
+    def _advance(self, transaction: RunTransaction, attempt: Attempt, node: NodeRow, run: RunRow | None) -> Aftermath:
         """The completion that closes its node looks at what became ready, the run being locked."""
-        transaction = self.transaction(connection, attempt.run_id)
         if run is not None:
             transaction.note_locked(run)
         transaction.note_settled(attempt)

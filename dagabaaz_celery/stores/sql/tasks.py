@@ -447,11 +447,11 @@ class TaskRows:
 
     def insert(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
         """Insert tasks that ended at their launch."""
-        self._insert.change_each(connection, rows)
+        self._insert.later_each(connection, rows)
 
     def insert_leased(self, connection: Connection, rows: Sequence[dict[str, Any]], lease: int | None) -> None:
         """Insert owed tasks that the caller will publish within ``lease`` microseconds, or that nobody has (None)."""
-        self._insert_leased.change_each(connection, [{**row, "b_lease": lease} for row in rows])
+        self._insert_leased.later_each(connection, [{**row, "b_lease": lease} for row in rows])
 
     # -- outcome
 

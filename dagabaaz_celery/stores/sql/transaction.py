@@ -22,12 +22,12 @@ from dagabaaz_celery.constants import (
 )
 from dagabaaz_celery.errors import Remedy, RunPruned, UnknownRun
 from dagabaaz_celery.models import DagArtifact, DagNode, RetryableTaskInfo, TaskArtifact, TaskContext
-from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
+from dagabaaz_celery.stores.sql.artifacts import ArtifactRows, to_dag_artifacts
 from dagabaaz_celery.stores.sql.claims import ClaimRows
 from dagabaaz_celery.stores.sql.completions import CompletionRows
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
-from dagabaaz_celery.stores.sql.direct import in_one_go
-from dagabaaz_celery.stores.sql.nodes import NodeRows
+from dagabaaz_celery.stores.sql.direct import Answer
+from dagabaaz_celery.stores.sql.nodes import NodeRows, to_nodes
 from dagabaaz_celery.stores.sql.owed import OwedRows, WorkerRows
 from dagabaaz_celery.stores.sql.pruning import PruneRows
 from dagabaaz_celery.stores.sql.records import (
@@ -93,7 +93,7 @@ class Rows:
         self.tasks = TaskRows(tables)
         self.artifacts = ArtifactRows(tables)
         self.claims = ClaimRows(tables)
-        self.completions = CompletionRows(tables, self.tasks, self.artifacts, self.nodes)
+        self.completions = CompletionRows(tables, self.tasks, self.artifacts, self.nodes, self.runs)
         self.owed = OwedRows(tables)
         self.workers = WorkerRows(tables)
         self.pruning = PruneRows(tables)
@@ -122,6 +122,8 @@ class RunTransaction:
         self._definitions = definitions
         self._run: RunRow | None = None
         self._nodes: dict[int, NodeRow] = {}
+        self._nodes_ahead: list[Answer] = []
+        self._routing_ahead: dict[int, list[Answer]] = {}
         self._closed: dict[int, str] = {}
         self._planned: dict[int, list[_Planned]] = {}
         self._claimed: set[int] = set()
@@ -175,6 +177,17 @@ class RunTransaction:
         """A node row that this transaction has just read or written."""
         self._nodes[node.index] = node
 
+    def ask_ahead(self, definition: CachedDefinition, node_index: int) -> None:
+        """Ask, the run's lock being taken or asked for, what is going to be read when this node closes."""
+        topology = definition.topology
+        children = topology.children[node_index]
+        neighbours = {dep for child in children for dep in topology.deps[child]}.union(children) - {node_index}
+        self._nodes_ahead = self.rows.nodes.ask_some(self.connection, self.run_id, neighbours)
+        if any(topology.deps[child] == [node_index] for child in children):
+            self._routing_ahead[node_index] = self.rows.artifacts.ask_for_routing(
+                self.connection, self.run_id, [node_index]
+            )
+
     # -- DagStore: reading
 
     def get_run_status(self, run_id: str) -> RunStatus:
@@ -203,6 +216,9 @@ class RunTransaction:
         return _NodeSummary(self)
 
     def get_artifacts_by_node_indices(self, run_id: str, node_indices: Sequence[int]) -> list[DagArtifact]:
+        asked = self._routing_ahead.get(node_indices[0]) if len(node_indices) == 1 else None
+        if asked is not None:
+            return to_dag_artifacts(asked)
         return self.rows.artifacts.for_routing(self.connection, run_id, node_indices)
 
     # -- DagStore: writing
@@ -354,8 +370,11 @@ class RunTransaction:
 
     def load_nodes(self, indices: Collection[int]) -> None:
         """Read the nodes that are not at hand yet, in one statement."""
+        for node in to_nodes(self._nodes_ahead):
+            self._nodes.setdefault(node.index, node)
+        self._nodes_ahead = []
         missing = [index for index in dict.fromkeys(indices) if index not in self._nodes]
-        for node in self.rows.nodes.get_some(self.connection, self.run_id, missing) if missing else ():
+        for node in self.rows.nodes.get_some(self.connection, self.run_id, missing):
             self._nodes[node.index] = node
 
     def load_all_nodes(self) -> list[NodeRow]:
@@ -473,22 +492,21 @@ class RunTransaction:
 
     def flush(self) -> None:
         """Write what was gathered; the last thing before the commit."""
-        with in_one_go(self.connection):
-            self.rows.nodes.close(self.connection, self.run_id, self._closed.items())
-            # A node is launched, or ended, with what it was launched with; one that has neither is only claimed.
-            self._write_claims(self._claimed - self._planned.keys() - self._ended_at_launch.keys())
-            self.rows.tasks.insert(self.connection, self._pre_terminal)
-            self.rows.nodes.end_at_launch(self.connection, self.run_id, self._ended_at_launch.items())
-            launches = []
-            for index, planned in self._planned.items():
-                batch = planned[: self.policy.launch_batch]
-                self._write_tasks(index, list(enumerate(batch)))
-                launches.append((index, len(planned), len(batch)))
-                if len(batch) < len(planned):
-                    self.owe("launch", self.run.status, index)
-            self.rows.nodes.set_launched(self.connection, self.run_id, launches)
-            if self._run is not None and self.nodes_done != self._run.nodes_done:
-                self.rows.runs.set_nodes_done(self.connection, self.run_id, self.nodes_done)
+        self.rows.nodes.close(self.connection, self.run_id, self._closed.items())
+        # A node is launched, or ended, with what it was launched with; one that has neither is only claimed.
+        self._write_claims(self._claimed - self._planned.keys() - self._ended_at_launch.keys())
+        self.rows.tasks.insert(self.connection, self._pre_terminal)
+        self.rows.nodes.end_at_launch(self.connection, self.run_id, self._ended_at_launch.items())
+        launches = []
+        for index, planned in self._planned.items():
+            batch = planned[: self.policy.launch_batch]
+            self._write_tasks(index, list(enumerate(batch)))
+            launches.append((index, len(planned), len(batch)))
+            if len(batch) < len(planned):
+                self.owe("launch", self.run.status, index)
+        self.rows.nodes.set_launched(self.connection, self.run_id, launches)
+        if self._run is not None and self.nodes_done != self._run.nodes_done:
+            self.rows.runs.set_nodes_done(self.connection, self.run_id, self.nodes_done)
 
     # -- inside
 

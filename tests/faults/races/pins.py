@@ -145,7 +145,7 @@ class Waiters:
 
 
 def _only_reads(connection: Any) -> bool:
-    return bool(connection.get_execution_options().get("dagabaaz_reads", False))
+    return bool(connection.info.get("dagabaaz_reads", False))
 
 
 @contextmanager
