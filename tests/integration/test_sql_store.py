@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 from celery.exceptions import SoftTimeLimitExceeded
-from sqlalchemy import Connection, NullPool, create_engine, event, select, text
+from sqlalchemy import Connection, NullPool, create_engine, event, literal, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
 from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, StoreSchemaError, UnknownRun
 from dagabaaz_celery.models import TaskArtifact
+from dagabaaz_celery.stores.sql.direct import Direct
 from dagabaaz_celery.stores.sql.drivers import Sent
 from dagabaaz_celery.stores.sql.engine import CommitUnanswered, is_outage, now
 from dagabaaz_celery.stores.sql.invariants import find_violations
@@ -110,14 +111,16 @@ def test_a_claim_reads_its_input_with_it(store: SqlStore):
     assert len(sent) == of_database(store, sqlite=2, postgresql=1, mysql=2)
 
 
-def test_what_every_task_does_makes_few_round_trips_on_servers(store: SqlStore):
-    roots = start(store, node("source"), node("work", "source"), node("next", "work"))
-    fan = store.complete(claim(store, attempts_of(roots)[0]), records(2), "many")
-
+def test_starts_and_what_every_task_does_make_few_round_trips_on_servers(store: SqlStore):
     def count(call: Callable[[], Any]) -> tuple[Any, int]:
         made: list[Sequence[Sent]] = []
         with noting_round_trips(made.append):
             return call(), len(made)
+
+    nodes = node("source"), node("work", "source"), node("next", "work")
+    start(store, *nodes)  # keeps the definition
+    roots, for_start = count(lambda: start(store, *nodes, key="once", tags={"customer": "42"}))
+    fan = store.complete(claim(store, attempts_of(roots)[0]), records(2), "many")
 
     first, for_claim = count(lambda: claim(store, attempts_of(fan)[0]))
     _, for_completion = count(lambda: store.complete(first, records(1), "one"))
@@ -125,6 +128,8 @@ def test_what_every_task_does_makes_few_round_trips_on_servers(store: SqlStore):
     assert last.left == 1
     _, for_closing = count(lambda: store.complete(last, records(1), "one"))
 
+    # Is it there; the run; its first tasks with the COMMIT.
+    assert for_start == of_database(store, sqlite=13, postgresql=3, mysql=3)
     # Closing a node: what is read, and with the COMMIT what is written. SQLite has nobody to wait for.
     assert for_claim == of_database(store, sqlite=2, postgresql=1, mysql=1)
     assert for_completion == of_database(store, sqlite=4, postgresql=1, mysql=1)
@@ -187,6 +192,24 @@ def test_a_statement_that_a_signal_cuts_off_spoils_nothing(store: SqlStore):
 
     assert store.cancel(run_id, "again").ended_run
     del error  # it was to live until here
+
+
+def test_an_error_among_what_travels_together_is_raised_and_spoils_nothing(store: SqlStore):
+    run_id = start(store, node("a")).run.id
+    bad, good = Direct(text("SELECT nothing FROM nowhere")), Direct(select(literal(7).label("seven")))
+
+    def fail(connection: Connection) -> None:
+        store.rows.runs.set_nodes_done(connection, run_id, 5)
+        asked = [bad.ask(connection, {}), good.ask(connection, {})]
+        asked[1].all()
+
+    for _ in range(3):  # the first time statements are prepared, or would have been
+        with pytest.raises(DBAPIError):
+            store.transact(fail)
+        with store.database.write() as connection:
+            assert [tuple(row) for row in good.all(connection, {})] == [(7,)]
+
+    assert store.get_run(run_id).nodes_done == 0  # all was rolled back
 
 
 def test_a_transaction_that_a_signal_cuts_off_as_it_begins_ends_all_the_same(store: SqlStore):

@@ -10,12 +10,12 @@ before_cursor_execute or after_cursor_execute, as those do who trace or count st
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from enum import Enum
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, ExecutionContext, event, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from dagabaaz_celery.stores.sql.drivers import Driver, Reply, Sent, find_driver
@@ -164,6 +164,22 @@ class Direct:
         if compiled is None:
             compiled = self._compiled[dialect.driver] = _Compiled(self._statement, dialect, self._columns)
         return compiled
+
+
+_SAVEPOINT, _RELEASE = Direct(text("SAVEPOINT dagabaaz")), Direct(text("RELEASE SAVEPOINT dagabaaz"))
+_ROLL_BACK = Direct(text("ROLLBACK TO SAVEPOINT dagabaaz"))
+
+
+@contextmanager
+def savepoint(connection: Connection) -> Iterator[None]:
+    """Send what is executed here together with what it may have to be undone to, where a key is taken."""
+    _SAVEPOINT.later(connection, {})
+    try:
+        yield
+        _RELEASE.change(connection, {})
+    except IntegrityError:
+        _ROLL_BACK.change(connection, {})
+        raise
 
 
 class Answer:

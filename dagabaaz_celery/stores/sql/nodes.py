@@ -30,7 +30,8 @@ class NodeRows:
             node.c.opened_at,
             node.c.closed_at,
         )
-        self._insert = insert(node)
+        new = ("run_id", "node_index", "status", "tasks_total", "tasks_done", "launch_cursor")
+        self._insert = Direct(insert(node), columns=new)
         in_order = select(*columns).where(by_run).order_by(node.c.node_index)
         self._all = in_order.where(node.c.node_index >= 0)
         self._undoing = in_order.where(node.c.node_index < 0)
@@ -97,8 +98,8 @@ class NodeRows:
 
     def insert(self, connection: Connection, run_id: str, totals: Mapping[int, int]) -> None:
         """Blocked nodes by index, with how many tasks they will have where that is known (else 0)."""
-        connection.execute(
-            self._insert,
+        self._insert.later_each(
+            connection,
             [
                 {
                     "run_id": run_id,

@@ -22,14 +22,21 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery.constants import RunStatus
-from dagabaaz_celery.stores.sql.direct import Answer, Direct
-from dagabaaz_celery.stores.sql.engine import now, prefer_index
+from dagabaaz_celery.stores.sql.direct import Answer, Direct, savepoint
+from dagabaaz_celery.stores.sql.engine import is_one_of, now, prefer_index
 from dagabaaz_celery.stores.sql.records import Epilogue, RollbackStatus, RunRow
 from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables, first_id_at
 from dagabaaz_celery.stores.sql.tasks import select_first_open
 
 #: An id has the time of the process that made it, a run's row that of the database: microseconds that may be between.
 _CLOCK_SKEW = 3600 * 1_000_000
+
+
+#: What a new run has, beside its times; the rest of its row is null.
+_NEW_COLUMNS = (
+    *("id", "pipeline", "version", "definition_hash", "run_key", "input", "options", "status", "paused"),
+    *("generation", "nodes_total", "nodes_done", "rollback_status"),
+)
 
 
 class RunRows:
@@ -40,24 +47,22 @@ class RunRows:
         self._columns = list_run_columns(run)
         self._tables = tables
         by_id = run.c.id == bindparam("b_run")
-        self._select = select(*self._columns).where(by_id)
-        self._lock = Direct(self._select.with_for_update())
-        self._by_key = (
-            select(*self._columns)
-            .where(run.c.pipeline == bindparam("b_pipeline"), run.c.run_key == bindparam("b_key"))
-            .with_for_update()
-        )
+        found = select(*self._columns)
+        self._select, self._lock = Direct(found.where(by_id)), Direct(found.where(by_id).with_for_update())
+        has_key = (run.c.pipeline == bindparam("b_pipeline"), run.c.run_key == bindparam("b_key"))
+        self._by_key = Direct(found.where(*has_key).with_for_update())
         self._input = Direct(select(run.c.input).where(by_id))
         timeout = bindparam("b_timeout", type_=BigInteger())
-        self._insert = insert(run).values(created_at=now(), timeout=timeout, deadline_at=now() + timeout)
+        new = insert(run).values(created_at=now(), timeout=timeout, deadline_at=now() + timeout)
+        self._insert = Direct(new, columns=_NEW_COLUMNS)
         self._insert_definition = insert(definition).values(created_at=now())
         by_hash = definition.c.hash == bindparam("b_hash")
         self._definition = select(definition.c.body).where(by_hash)
-        self._unused_since = select(definition.c.unused_since).where(by_hash)
+        self._unused_since = Direct(select(definition.c.unused_since).where(by_hash))
         self._use_again = update(definition).where(by_hash).values(unused_since=None)
-        self._end = (
+        self._end = Direct(
             update(run)
-            .where(by_id, run.c.status.in_(OPEN_RUN_STATUSES))
+            .where(by_id, is_one_of(run.c.status, OPEN_RUN_STATUSES))
             .values(
                 status=bindparam("b_status"),
                 error=bindparam("b_error"),
@@ -109,33 +114,41 @@ class RunRows:
             .limit(bindparam("b_limit"))
         )
 
-    def insert_or_nothing(self, connection: Connection, **values: Any) -> bool:
-        """Insert a run; False when its id or key is taken."""
-        return insert_or_nothing(connection, self._insert, **values)
+    def insert(self, connection: Connection, values: Mapping[str, Any]) -> None:
+        """Insert a run. Whoever asks next may be told, by IntegrityError, that its id or key is taken."""
+        self._insert.later(connection, values)
 
     def get(self, connection: Connection, run_id: str) -> RunRow | None:
         """The run, read without a lock."""
-        return _to_run_or_none(connection.execute(self._select, {"b_run": run_id}).one_or_none())
+        return to_run_or_none(self.ask(connection, run_id).first())
+
+    def ask(self, connection: Connection, run_id: str) -> Answer:
+        """The same, asked for with the next statement, for ``to_run_or_none``."""
+        return self._select.ask(connection, {"b_run": run_id})
 
     def lock(self, connection: Connection, run_id: str) -> RunRow | None:
         """The run as committed now, locked until the end of the transaction."""
-        return _to_run_or_none(self.ask_lock(connection, run_id).first())
+        return to_run_or_none(self.ask_lock(connection, run_id).first())
 
     def ask_lock(self, connection: Connection, run_id: str) -> Answer:
         """The same, asked for with the next statement: what ``to_run`` takes."""
         return self._lock.ask(connection, {"b_run": run_id})
 
-    def lock_by_key(self, connection: Connection, pipeline: str, key: str) -> RunRow | None:
-        """The run of a pipeline that has this key."""
-        return _to_run_or_none(connection.execute(self._by_key, {"b_pipeline": pipeline, "b_key": key}).one_or_none())
+    def ask_lock_by_key(self, connection: Connection, pipeline: str, key: str) -> Answer:
+        """The run of a pipeline with this key, locked; asked for with the next statement, for ``to_run_or_none``."""
+        return self._by_key.ask(connection, {"b_pipeline": pipeline, "b_key": key})
 
     def get_input_text(self, connection: Connection, run_id: str) -> str:
         """The run's input, canonical JSON."""
         return str(self._input.one(connection, {"b_run": run_id})[0])
 
-    def ensure_definition(self, connection: Connection, digest: str, body: str) -> None:
+    def ask_unused_since(self, connection: Connection, digest: str) -> Answer:
+        """Since when a definition is given up, asked for with the next statement, for ``ensure_definition``."""
+        return self._unused_since.ask(connection, {"b_hash": digest})
+
+    def ensure_definition(self, connection: Connection, digest: str, body: str, unused_since: Answer) -> None:
         """Store a definition unless it is there; one that was given up is in use again, and not deleted then."""
-        found = connection.execute(self._unused_since, {"b_hash": digest}).first()
+        found = unused_since.first()
         is_there = found is not None
         if found is not None and found[0] is not None:
             is_there = connection.execute(self._use_again, {"b_hash": digest}).rowcount == 1
@@ -160,7 +173,7 @@ class RunRows:
         """Move an open run to a terminal status; True if this call did. ``error`` is JSON text."""
         values = {"b_run": run_id, "b_status": status.value, "b_error": error}
         after = {"b_epilogue": epilogue, "b_rollback": rollback}
-        return connection.execute(self._end, {**values, **after}).rowcount == 1
+        return self._end.change(connection, {**values, **after}) == 1
 
     def set_epilogue(
         self, connection: Connection, run_id: str, epilogue: Epilogue | None, rollback: RollbackStatus
@@ -302,7 +315,7 @@ class PipelineRows:
 def insert_or_nothing(connection: Connection, statement: Insert, **values: Any) -> bool:
     """Insert a row in a savepoint; False when its key is taken, which leaves the transaction usable."""
     try:
-        with connection.begin_nested():
+        with savepoint(connection):
             connection.execute(statement, values)
     except IntegrityError:
         return False
@@ -377,5 +390,6 @@ def to_run(row: Sequence[Any]) -> RunRow:
     )
 
 
-def _to_run_or_none(row: Sequence[Any] | None) -> RunRow | None:
+def to_run_or_none(row: Sequence[Any] | None) -> RunRow | None:
+    """A run's row where there is one."""
     return None if row is None else to_run(row)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection
+from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery import orchestrator
 from dagabaaz_celery.constants import (
@@ -26,6 +27,7 @@ from dagabaaz_celery.store import TaskInputStore
 from dagabaaz_celery.stores.sql import epilogue, reopening
 from dagabaaz_celery.stores.sql.completions import is_large
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
+from dagabaaz_celery.stores.sql.direct import Answer, savepoint
 from dagabaaz_celery.stores.sql.engine import Database, call_while_alive, stands_alone
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.pruning import fingerprint
@@ -49,6 +51,7 @@ from dagabaaz_celery.stores.sql.records import (
     plain_value,
     to_result,
 )
+from dagabaaz_celery.stores.sql.runs import to_run, to_run_or_none
 from dagabaaz_celery.stores.sql.schema import open_schema
 from dagabaaz_celery.stores.sql.shared import SharedDatabase
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, build_tables, is_id, new_id
@@ -167,7 +170,9 @@ class SqlStore:
         digest, body = definition.content_hash(), definition.to_json()
 
         def work(connection: Connection) -> int:
-            self.rows.runs.ensure_definition(connection, digest, body)
+            self.rows.runs.ensure_definition(
+                connection, digest, body, self.rows.runs.ask_unused_since(connection, digest)
+            )
             latest = self.rows.pipelines.get(connection, definition.name, None)
             number = version
             if number is None:
@@ -231,8 +236,7 @@ class SqlStore:
         cached = self.definitions.put(digest, definition)
 
         def work(connection: Connection) -> Started:
-            existing = self._find_started(connection, definition.name, key, run_id)
-            if existing is None and not self._insert_run(
+            run, is_new = self._ensure_run(
                 connection,
                 definition,
                 digest,
@@ -243,12 +247,12 @@ class SqlStore:
                 options=options or {},
                 timeout=timeout or definition.timeout,
                 tags=tags or {},
-            ):
-                existing = self._find_started(connection, definition.name, key, run_id)
-            if existing is not None:
-                self._refuse_other_input(connection, existing, input_text)
-                return Started(existing, existing.id == run_id, Aftermath())
+            )
+            if not is_new:
+                self._refuse_other_input(connection, run, input_text)
+                return Started(run, run.id == run_id, Aftermath())
             transaction = self.transaction(connection, run_id)
+            transaction.note_created(run, cached.topology.roots)
             orchestrator.start_run(transaction, run_id, definition.nodes, topology=cached.topology)
             transaction.flush()
             transaction.aftermath.started = True
@@ -256,36 +260,56 @@ class SqlStore:
 
         return self.transact(work)
 
-    def _find_started(self, connection: Connection, pipeline: str, key: str | None, run_id: str) -> RunRow | None:
-        if key is not None:
-            return self.rows.runs.lock_by_key(connection, pipeline, key)
-        return self.rows.runs.get(connection, run_id)
+    def _ensure_run(
+        self, connection: Connection, definition: Definition, digest: str, input_text: str, **given: Any
+    ) -> tuple[RunRow, bool]:
+        """The run that has the key, or the id, and whether it was made here."""
+        runs, pipeline, key = self.rows.runs, definition.name, given["key"]
+
+        def ask() -> Answer:
+            if key is None:
+                return runs.ask(connection, given["run_id"])
+            return runs.ask_lock_by_key(connection, pipeline, key)
+
+        asked, unused_since = ask(), runs.ask_unused_since(connection, digest)
+        existing = to_run_or_none(asked.first())
+        if existing is not None:
+            return existing, False
+        runs.ensure_definition(connection, digest, definition.to_json(), unused_since)
+        try:
+            return self._insert_run(connection, definition, digest, input_text, **given), True
+        except IntegrityError:  # somebody else was quicker
+            existing = to_run_or_none(ask().first())
+            if existing is None:
+                raise
+            return existing, False
 
     def _insert_run(
         self, connection: Connection, definition: Definition, digest: str, input_text: str, **given: Any
-    ) -> bool:
-        self.rows.runs.ensure_definition(connection, digest, definition.to_json())
-        inserted = self.rows.runs.insert_or_nothing(
-            connection,
-            id=given["run_id"],
-            pipeline=definition.name,
-            version=given["version"],
-            definition_hash=digest,
-            run_key=given["key"],
-            input=input_text,
-            options=json.dumps(given["options"]),
-            status=RunStatus.RUNNING.value,
-            paused=False,
-            generation=1,
-            nodes_total=len(definition.nodes) - len(definition.finalisers),
-            nodes_done=0,
-            rollback_status="none",
-            b_timeout=None if given["timeout"] is None else int(given["timeout"] * MICROSECONDS),
-        )
-        if inserted:
+    ) -> RunRow:
+        """The new run with its nodes and tags. Raises IntegrityError where its id or key is taken."""
+        row = {
+            "id": given["run_id"],
+            "pipeline": definition.name,
+            "version": given["version"],
+            "definition_hash": digest,
+            "run_key": given["key"],
+            "input": input_text,
+            "options": json.dumps(given["options"]),
+            "status": RunStatus.RUNNING.value,
+            "paused": False,
+            "generation": 1,
+            "nodes_total": len(definition.nodes) - len(definition.finalisers),
+            "nodes_done": 0,
+            "rollback_status": "none",
+            "b_timeout": None if given["timeout"] is None else int(given["timeout"] * MICROSECONDS),
+        }
+        with savepoint(connection):
+            self.rows.runs.insert(connection, row)
             self.rows.nodes.insert(connection, given["run_id"], dict.fromkeys(range(len(definition.nodes)), 0))
             self.rows.tags.insert(connection, given["run_id"], given["tags"])
-        return inserted
+            locked = self.rows.runs.ask_lock(connection, given["run_id"])
+        return to_run(locked.one())
 
     def _refuse_other_input(self, connection: Connection, existing: RunRow, input_text: str) -> None:
         if self.rows.runs.get_input_text(connection, existing.id) not in (input_text, fingerprint(input_text)):

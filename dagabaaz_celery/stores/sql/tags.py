@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from sqlalchemy import Connection, bindparam, insert, select
 
+from dagabaaz_celery.stores.sql.direct import Direct
 from dagabaaz_celery.stores.sql.tables import Tables
 
 
@@ -12,7 +13,7 @@ class TagRows:
 
     def __init__(self, tables: Tables) -> None:
         tag = tables.tag
-        self._insert = insert(tag)
+        self._insert = Direct(insert(tag), columns=tag.columns.keys())
         self._of_runs = select(tag.c.run_id, tag.c.name, tag.c.value).where(
             tag.c.run_id.in_(bindparam("b_runs", expanding=True))
         )
@@ -20,9 +21,8 @@ class TagRows:
 
     def insert(self, connection: Connection, run_id: str, tags: Mapping[str, str]) -> None:
         """Keep the tags of a new run."""
-        if tags:
-            rows = [{"run_id": run_id, "name": name, "value": value} for name, value in tags.items()]
-            connection.execute(self._insert, rows)
+        rows = [{"run_id": run_id, "name": name, "value": value} for name, value in tags.items()]
+        self._insert.later_each(connection, rows)
 
     def get(self, connection: Connection, run_id: str) -> dict[str, str]:
         """The tags of a run, by name."""

@@ -6,7 +6,7 @@ the run locks its row: the engine is only called when a node closes, and readine
 """
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -155,6 +155,12 @@ class RunTransaction:
         refuse_pruned(run)
         self._run, self._nodes_done = run, run.nodes_done
         return run
+
+    def note_created(self, run: RunRow, roots: Iterable[int]) -> None:
+        """The run, which this transaction has just made, with nodes of which none is launched."""
+        self.note_locked(run)
+        for index in roots:
+            self._nodes[index] = NodeRow(index, "blocked", 0, 0)
 
     @property
     def definition(self) -> CachedDefinition:
