@@ -271,6 +271,7 @@ class _Batch:
         self._producer = producer
         self._context: Any = None
         self._open: set[str | None] = set()
+        self._lost: set[str | None] = set()
 
     def announce(self, key: str | None) -> None:
         """The next message is called so."""
@@ -282,16 +283,19 @@ class _Batch:
     def wait(self) -> None:
         """Send them. Where that fails, any of them may be in a queue, or none."""
         context, self._context = self._context, None
+        waiting, self._open = self._open, set()
+        self._lost |= waiting  # as long as it is not known to be done, whatever ends it
         if context is not None:
             context.__exit__(None, None, None)
-            self._open.clear()
+        self._lost -= waiting
 
     def take_unconfirmed(self) -> set[str]:
         """Keys of what was not sent, or may not have been."""
         context, self._context = self._context, None
         if context is not None:
             context.__exit__(OperationalError, None, None)  # nothing that waits is sent later
-        unconfirmed, self._open = self._open, set()
+        unconfirmed = self._open | self._lost
+        self._open, self._lost = set(), set()
         return {key for key in unconfirmed if key is not None}
 
     def take_refused(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Any
 
 from celery import Celery
+from celery.exceptions import SoftTimeLimitExceeded
 
 from dagabaaz_celery.errors import SecretExposed
 from dagabaaz_celery.json_door import check_json
@@ -123,7 +124,8 @@ class Publisher:
                     link.send(publish, attempt_id)
         except Exception as error:
             batch.forget([attempt_id])
-            if isinstance(error, BROKER_ERRORS) or is_outage(error):
+            # A signal's comes at any moment, and is about none of the tasks.
+            if isinstance(error, (*BROKER_ERRORS, SoftTimeLimitExceeded)) or is_outage(error):
                 raise
             batch.hopeless[attempt_id] = error
 

@@ -6,8 +6,8 @@
         proxy.delay = 0.2                   seconds that every answer takes longer
         proxy.lose_answers(CLAIM, times=2)  let the next two such commits through, and lose what the server says to them
 
-The last is for PostgreSQL and MariaDB, without encryption: clients there send one statement after another, and COMMIT
-alone. A change that is sent outside a transaction is its own commit.
+The last is for PostgreSQL and MariaDB, without encryption: clients there send COMMIT alone or with what goes before it.
+A change that is sent outside a transaction is its own commit.
 """
 
 import re
@@ -22,14 +22,15 @@ from typing import Self
 
 LOOPBACK = "127.0.0.1"
 _CHUNK = 65_536
-#: How a client says COMMIT: PostgreSQL's simple query, MySQL's COM_QUERY.
-_COMMITS = (b"Q\x00\x00\x00\x0bCOMMIT\x00", b"\x07\x00\x00\x00\x03COMMIT")
+#: How a client says COMMIT: PostgreSQL's simple query, MySQL's COM_QUERY, of it alone or at the end of a text.
+_COMMITS = (b"Q\x00\x00\x00\x0bCOMMIT\x00", b"\x07\x00\x00\x00\x03COMMIT", b"; COMMIT")
 _ROLLBACKS = (b"Q\x00\x00\x00\x0dROLLBACK\x00", b"\x09\x00\x00\x00\x03ROLLBACK")
 #: PostgreSQL's: the end of what is asked at once, a statement that is prepared by psycopg, one that is executed.
 _SYNC = b"S\x00\x00\x00\x04"
 _PARSE = re.compile(rb"P.{4}(_pg3_\d+)\x00([^\x00]*)\x00", re.DOTALL)
 _BIND = re.compile(rb"B.{4}\x00(_pg3_\d+|)\x00", re.DOTALL)
-_BEGINS = (b"BEGIN", b"\x06\x00\x00\x00\x03BEGIN")
+#: MySQL's.
+_BEGIN = re.compile(rb"..\x00\x00\x03BEGIN", re.DOTALL)
 #: A change as a client of MySQL's sends it.
 _CHANGE = re.compile(rb"..\x00\x00\x03(?:UPDATE|INSERT|DELETE) ", re.DOTALL)
 _NOW = rb"(?:CAST|TIMESTAMPDIFF)\("
@@ -186,13 +187,14 @@ class Proxy:
         link.prepared.update(_PARSE.findall(data))
         executed = [link.prepared.get(name, b"") for name in _BIND.findall(data)]
         link.said += b"".join(executed)
-        begins = data.startswith(_BEGINS) or any(text.startswith(_BEGINS) for text in executed)
+        begins = _BEGIN.match(data) is not None or any(text.startswith(b"BEGIN") for text in executed)
         link.is_in_transaction = link.is_in_transaction or begins
         is_whole = bool(executed and data.endswith(_SYNC)) or _CHANGE.match(data) is not None
         stands_alone = is_whole and not link.is_in_transaction
-        if stands_alone or data.endswith(_COMMITS):
+        commits = data.endswith(_COMMITS) or b"COMMIT" in executed[-1:]
+        if stands_alone or commits:
             link.loses_answer = self._take_loss(bytes(link.said))
-        if stands_alone or data.endswith((*_COMMITS, *_ROLLBACKS)):
+        if stands_alone or commits or data.endswith(_ROLLBACKS):
             link.said.clear()
             link.is_in_transaction = False
         return True

@@ -70,10 +70,13 @@ class ArtifactRows:
         """Insert artifact rows, with every column."""
         self._insert.later_each(connection, rows)
 
-    def insert_if_changed(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> None:
-        """The same, where the statement before it, which waits to be sent, changes a row: MySQL's ROW_COUNT() tells."""
-        for row in rows:
-            self._insert_if_changed.later(connection, {f"b_{name}": value for name, value in row.items()})
+    def insert_if_changed(self, connection: Connection, rows: Sequence[dict[str, Any]]) -> list[Answer]:
+        """The same, where the statement before it, which waits to be sent, changes a row: MySQL's ROW_COUNT() tells.
+
+        That may say no for other reasons: each answer has to be looked at.
+        """
+        keys = [{f"b_{name}": value for name, value in row.items()} for row in rows]
+        return [self._insert_if_changed.ask(connection, key) for key in keys]
 
     def for_routing(self, connection: Connection, run_id: str, indices: Sequence[int]) -> list[DagArtifact]:
         """Artifacts of nodes as the engine sees them."""

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSON
 
+from dagabaaz_celery.errors import StoreError
 from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
 from dagabaaz_celery.stores.sql.direct import Answer, Direct
 from dagabaaz_celery.stores.sql.engine import updates_two_tables, writes_in_queries
@@ -163,20 +164,17 @@ class CompletionRows:
         self._artifacts.insert(connection, artifacts)
         return self._nodes.count_done(connection, attempt.run_id, attempt.node_index), None
 
-    def ask_leave_open(
+    def try_leave_open(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str
-    ) -> Callable[[], bool]:
-        """Do the same where the node waits for others, too; what is returned tells, after the commit, whether it did.
+    ) -> bool:
+        """Do the same where the node waits for others, too; False, with nothing written, where it does not.
 
-        Nothing is written where it does not, or where the attempt lost its guard. It is not for artifacts that are
-        large. On PostgreSQL the connection may be one whose every statement stands alone. SQLite has no way of its own
-        for it.
+        So it is where the attempt lost its guard. It is not for artifacts that are large. On PostgreSQL the connection
+        may be one whose every statement stands alone. SQLite has no way of its own for it.
         """
         if writes_in_queries(connection):
-            asked = self._ask_in_one(connection, attempt, artifacts, shape, may_close=False)
-            return lambda: asked.first() is not None
-        counted = self._ask_both(connection, attempt, artifacts, shape, may_close=False)
-        return lambda: counted.changed() > 0
+            return self._ask_in_one(connection, attempt, artifacts, shape, may_close=False).first() is not None
+        return self._ask_both(connection, attempt, artifacts, shape, may_close=False)() > 0
 
     def _ask_in_one(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool
@@ -199,20 +197,36 @@ class CompletionRows:
         if ask_ahead is not None:
             locked = self._runs.ask_lock(connection, attempt.run_id)
             ask_ahead()
-        if counted.changed() == 0:
+        if counted() == 0:
             return None
         run = None if locked is None else locked.first()
         return NodeRow(*node.one()), None if run is None else to_run(run)
 
     def _ask_both(
         self, connection: Connection, attempt: Attempt, artifacts: Sequence[dict[str, Any]], shape: str, may_close: bool
-    ) -> Answer:
+    ) -> Callable[[], int]:
+        """What it gives tells whether it was done, and has to be asked before the COMMIT.
+
+        With the COMMIT in one text it might be done by half: a server whose client is gone goes on to the end of a
+        text, and to every condition by ROW_COUNT() it says no then.
+        """
         counted = self._of_both[attempt.token is not None, may_close].ask(connection, _key(attempt, shape))
+        inserted: list[Answer] = []
         if not counted.was_sent:
-            self._artifacts.insert_if_changed(connection, artifacts)
+            inserted = self._artifacts.insert_if_changed(connection, artifacts)
         elif counted.changed():  # whoever watches may have sent something since
             self._artifacts.insert(connection, artifacts)
-        return counted
+
+        def read() -> int:
+            changed = counted.changed()
+            if changed and any(answer.changed() != 1 for answer in inserted):
+                raise StoreError(
+                    f"The database did not write what attempt {attempt.attempt_id} produced, so that nothing of its "
+                    "completion is kept. Look into its log for errors; the task is done again."
+                )
+            return changed
+
+        return read
 
 
 def _key(attempt: Attempt, shape: str) -> dict[str, Any]:

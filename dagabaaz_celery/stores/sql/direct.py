@@ -16,7 +16,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect, Engine, ExecutionContext, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
 from dagabaaz_celery.stores.sql.drivers import Driver, Reply, Sent, find_driver
 
@@ -37,27 +37,49 @@ Convert = Callable[[Any], Any]
 def accept_direct(engine: Engine) -> None:
     """Have an engine execute as statements here say, and after what waits to be sent."""
 
+    dialect: Any = engine.dialect
+
     @event.listens_for(engine, "do_execute")
     def _execute(cursor: Any, text: str, values: Any, context: ExecutionContext) -> bool:
-        send_before(context)
         send: Callable[[Any, str, Any], object] | None = context.execution_options.get(_SEND)
-        if send is None:
-            return False
-        send(cursor, text, values)
+        with _after_waiting(context, cursor):
+            if send is None:
+                dialect.do_execute(cursor, text, values, context)
+            else:
+                send(cursor, text, values)
         return True
 
     @event.listens_for(engine, "do_executemany")
-    @event.listens_for(engine, "do_execute_no_params")
-    def _follow(cursor: Any, *args: Any) -> None:
-        send_before(args[-1])
+    def _execute_many(cursor: Any, text: str, values: Any, context: ExecutionContext) -> bool:
+        with _after_waiting(context, cursor):
+            dialect.do_executemany(cursor, text, values, context)
+        return True
 
-    def send_before(context: ExecutionContext) -> None:
-        try:
-            outbox = context.root_connection.info.get(_OUTBOX)
-        except NotImplementedError:  # the connection by which a dialect gets to know its server
-            return
-        if outbox:
-            outbox.send(context.root_connection)
+    @event.listens_for(engine, "do_execute_no_params")
+    def _execute_bare(cursor: Any, text: str, context: ExecutionContext) -> bool:
+        with _after_waiting(context, cursor):
+            dialect.do_execute_no_params(cursor, text, context)
+        return True
+
+
+@contextmanager
+def _after_waiting(context: ExecutionContext, cursor: Any) -> Iterator[None]:
+    """Have what waits sent first; a connection on which a signal cuts the statement off is given up."""
+    connection = context.root_connection
+    try:
+        outbox = connection.info.get(_OUTBOX)
+    except NotImplementedError:  # the connection by which a dialect gets to know its server
+        yield
+        return
+    if outbox:
+        outbox.send(connection)
+    try:
+        yield
+    except connection.dialect.loaded_dbapi.Error:
+        raise
+    except BaseException:
+        _give_up(connection, cursor)
+        raise
 
 
 def send_together(engine: Engine) -> None:
@@ -90,12 +112,22 @@ def send_together(engine: Engine) -> None:
         if outbox:
             outbox.forget()
 
-    def end_if_open(connection: Any) -> None:
-        if not driver.is_at_rest(connection):  # what was sent together had its COMMIT with it
-            connection.commit()
+    def end_by(end: Callable[[Any], None]) -> Callable[[Any], None]:
+        def end_if_open(connection: PoolProxiedConnection) -> None:
+            if driver.is_at_rest(connection):  # what was sent together had its COMMIT with it
+                return
+            try:
+                end(connection)
+            except engine.dialect.loaded_dbapi.Error:
+                raise
+            except BaseException:  # a signal cut it off: the answer is still to come
+                connection.invalidate()
+                raise
+
+        return end_if_open
 
     dialect: Any = engine.dialect
-    dialect.do_commit = end_if_open
+    dialect.do_commit, dialect.do_rollback = end_by(dialect.do_commit), end_by(dialect.do_rollback)
 
 
 def send_waiting(connection: Connection) -> None:
@@ -178,6 +210,9 @@ def savepoint(connection: Connection) -> Iterator[None]:
         yield
         _RELEASE.change(connection, {})
     except IntegrityError:
+        outbox = connection.info.get(_OUTBOX)
+        if outbox:
+            outbox.forget()
         _ROLL_BACK.change(connection, {})
         raise
 

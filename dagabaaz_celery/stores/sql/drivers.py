@@ -68,11 +68,20 @@ class _Psycopg(Driver):
         return bool(_import_psycopg().Pipeline.is_supported())  # libpq 14 and later
 
     def send_together(self, cursor: Any, batch: Sequence[Sent]) -> list[Reply]:
-        connection = cursor.connection
-        with connection.pipeline():
-            cursors = [connection.cursor() for _ in batch]
-            for each, sent in zip(cursors, batch, strict=True):
-                self.send(each, sent.text, sent.values)
+        connection, library, before = cursor.connection, _import_psycopg(), sys.exc_info()[1]
+        try:
+            with connection.pipeline():
+                cursors = [connection.cursor() for _ in batch]
+                for each, sent in zip(cursors, batch, strict=True):
+                    self.send(each, sent.text, sent.values)
+        except library.Error as error:
+            # A pipeline that a signal cuts off raises its own trouble in place of what the signal raised.
+            cause = error.__context__
+            while isinstance(cause, library.Error):
+                cause = cause.__context__
+            if cause is not None and cause is not before:
+                raise cause from None
+            raise
         replies = []
         for each, sent in zip(cursors, batch, strict=True):
             replies.append(Reply(each.fetchall() if sent.returns_rows else (), each.rowcount))
@@ -93,8 +102,8 @@ class _PyMysql(Driver):
         replies: list[Reply] = []
         cursor.execute("; ".join(cursor.mogrify(sent.text, sent.values) for sent in batch))
         for sent in batch:
-            if replies:
-                cursor.nextset()
+            if replies and not cursor.nextset():
+                raise RuntimeError(f"The server answered {len(replies)} of {len(batch)} statements.")
             replies.append(Reply(cursor.fetchall() if sent.returns_rows else (), cursor.rowcount))
         return replies
 

@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     URL,
@@ -36,7 +36,14 @@ from sqlalchemy import (
     select,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, InvalidatePoolError, NoSuchModuleError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    InvalidatePoolError,
+    NoSuchModuleError,
+    OperationalError,
+    PendingRollbackError,
+)
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
@@ -98,6 +105,9 @@ _KEPT_SECONDS, _MAX_KEPT = 1.0, 5
 #: What is known of a connection while it is used: whether its statements stand alone, or only read, or are of a level
 #: of their own.
 _EACH_ALONE, _READS, _LEVEL = "dagabaaz_each_alone", "dagabaaz_reads", "dagabaaz_level"
+_NO_USE: dict[str, Any] = {_EACH_ALONE: False, _READS: False, _LEVEL: None}
+#: Since when nobody uses it, by the monotonic clock.
+_IDLE_SINCE = "dagabaaz_idle_since"
 #: What is known of a connection: whether a statement outside a transaction is read committed; when plans were dropped.
 _STANDS_ALONE, _PLANNED_AT = "dagabaaz_stands_alone", "dagabaaz_planned_at"
 #: Seconds for which a kept plan may be older than what it reads.
@@ -363,6 +373,10 @@ def _end_abandoned_transactions(engine: Engine) -> None:
     """
     driver = find_driver(engine.dialect.driver)
 
+    @event.listens_for(engine, "checkin")
+    def _forget_use(connection: Any, record: ConnectionPoolEntry) -> None:
+        record.info.update(_NO_USE)
+
     @event.listens_for(engine, "reset")
     def _reset(connection: Any, record: ConnectionPoolEntry, state: PoolResetState) -> None:
         if not state.terminate_only and not driver.is_at_rest(connection):
@@ -372,12 +386,12 @@ def _end_abandoned_transactions(engine: Engine) -> None:
 def _ping_idle_connections(engine: Engine) -> None:
     @event.listens_for(engine, "checkin")
     def _note(connection: Any, record: ConnectionPoolEntry) -> None:
-        record.info["dagabaaz_idle_since"] = time.monotonic()
+        record.info.setdefault(_IDLE_SINCE, time.monotonic())
 
     @event.listens_for(engine, "checkout")
     def _ping(connection: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
         now_ = time.monotonic()
-        if now_ - record.info.get("dagabaaz_idle_since", now_) < _IDLE_SECONDS:
+        if now_ - record.info.pop(_IDLE_SINCE, now_) < _IDLE_SECONDS:
             return
         try:
             engine.dialect.do_ping(connection)
@@ -559,6 +573,20 @@ def _read_code(error: BaseException | None) -> str | int | None:
     return getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
 
 
+class _Kept(NamedTuple):
+    """A connection that nobody uses, since when, and until when it may be used without the pool (monotonic times)."""
+
+    connection: Connection
+    until: float
+    since: float
+
+    def give_back(self) -> None:
+        """Let the pool have it, which looks at what lay idle before it lends it again."""
+        with suppress(DBAPIError, PendingRollbackError):  # it was lost meanwhile
+            self.connection.info[_IDLE_SINCE] = self.since
+        self.connection.close()
+
+
 class Database:
     """Transactions on one engine, safe across forks.
 
@@ -575,8 +603,8 @@ class Database:
         self._engine = build_engine(url) if shared is None else None
         self._is_sqlite = self.url.get_backend_name() == "sqlite"
         self._begins_by_hand = _begins_by_hand(self.url)
-        #: Connections that nobody uses, the one used last at the end, each with when the pool is to see it again.
-        self._kept: list[tuple[Connection, float]] = []
+        #: Connections that nobody uses, the one used last at the end.
+        self._kept: list[_Kept] = []
         self._inherited: list[Any] = []
         self._turn = threading.RLock()
         self._turns: AbstractContextManager[Any] = self._turn if self._is_sqlite else nullcontext()
@@ -728,42 +756,38 @@ class Database:
         with self._turns:
             connection, until = self._take_kept() or (self.engine.connect(), time.monotonic() + _KEPT_SECONDS)
             try:
-                with _in_use(connection, use):
-                    yield connection
+                connection.info.update({**_NO_USE, **use})
+                yield connection
             except BaseException:
+                is_lost = connection.invalidated
                 connection.close()
+                if is_lost:  # those beside it may be, too: the pool looks at what it lends after such an error
+                    self._give_back_kept()
                 raise
             is_idle = not (connection.invalidated or connection.in_transaction())
             if is_idle and len(self._kept) < _MAX_KEPT and not isinstance(self.engine.pool, NullPool):
-                self._kept.append((connection, until))
+                self._kept.append(_Kept(connection, until, time.monotonic()))
             else:
                 connection.close()
 
     def _take_kept(self) -> tuple[Connection, float] | None:
         while self._kept:
             with suppress(IndexError):  # another thread may be quicker
-                connection, until = self._kept.pop()
-                if time.monotonic() < until:
-                    return connection, until
-                connection.close()
+                kept = self._kept.pop()
+                if time.monotonic() < kept.until:
+                    return kept.connection, kept.until
+                kept.give_back()
         return None
 
-    def _dispose(self) -> None:
+    def _give_back_kept(self) -> None:
         while self._kept:
-            self._kept.pop()[0].close()
+            with suppress(IndexError):
+                self._kept.pop().give_back()
+
+    def _dispose(self) -> None:
+        self._give_back_kept()
         if self._engine is not None:
             self._engine.dispose()
-
-
-@contextmanager
-def _in_use(connection: Connection, use: Mapping[str, Any]) -> Iterator[None]:
-    known = connection.info  # of a connection that is lost meanwhile there is none
-    known.update(use)
-    try:
-        yield
-    finally:
-        for name in use:
-            known.pop(name, None)
 
 
 def _leave_unanswered(statement: str | None, error: DBAPIError) -> CommitUnanswered:

@@ -395,7 +395,8 @@ class SqlStore:
         attempt, rows, completions = work.attempt, self._artifact_rows(work, artifacts), self.rows.completions
         definition = self.definition_of(work.definition_hash)
         leaves_open = self._may_leave_open(work) and not is_large(rows)
-        is_last = self.database.makes_round_trips and (leaves_open or work.left == 1)
+        may_be_last = leaves_open or work.left == 1
+        is_last = may_be_last and self.database.makes_round_trips and attempt.node_index >= 0
 
         def transition(connection: Connection) -> Aftermath | None:
             transaction = self.transaction(connection, attempt.run_id)
@@ -413,8 +414,7 @@ class SqlStore:
         if leaves_open:
             # Where it is one statement, that may stand alone.
             transact = self.transact_each if self.database.writes_in_queries else self.transact
-            was_left_open = transact(lambda connection: completions.ask_leave_open(connection, attempt, rows, shape))
-            if was_left_open():
+            if transact(lambda connection: completions.try_leave_open(connection, attempt, rows, shape)):
                 return Aftermath()
         return self.transact(transition)
 

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, Self, TypeVar
 
-from sqlalchemy import NullPool, create_engine, event, text
+from sqlalchemy import Connection, NullPool, create_engine, event, text
 
+from dagabaaz_celery.stores.sql.direct import send_waiting
 from dagabaaz_celery.stores.sql.engine import stands_alone
 from dagabaaz_celery.stores.sql.store import SqlStore
 
@@ -73,19 +74,24 @@ class LateCommit:
 
     def __init__(self, store: SqlStore) -> None:
         self._database = store.database
-        self._engine = store.database.engine
         self._held = threading.Event()
         self._released = threading.Event()
 
     def __enter__(self) -> Self:
-        self._database.write_each = self._database.write  # type: ignore[method-assign]
-        event.listen(self._engine, "commit", self._hold)
+        write = self._database.write
+
+        @contextmanager
+        def write_late() -> Iterator[Connection]:
+            with write() as connection:
+                yield connection
+                self._hold(connection)
+
+        self._database.write = self._database.write_each = write_late  # type: ignore[method-assign]
         return self
 
     def __exit__(self, *_: object) -> None:
         self.release()
-        del self._database.write_each
-        event.remove(self._engine, "commit", self._hold)
+        del self._database.write, self._database.write_each
 
     def wait_until_held(self) -> None:
         """Until a transaction is held."""
@@ -95,8 +101,9 @@ class LateCommit:
         """Let it commit."""
         self._released.set()
 
-    def _hold(self, connection: Any) -> None:
-        if not self._held.is_set() and not _only_reads(connection):
+    def _hold(self, connection: Connection) -> None:
+        if not self._held.is_set():
+            send_waiting(connection)  # else it would travel with the COMMIT
             self._held.set()
             self._released.wait(PATIENCE)
 
@@ -142,10 +149,6 @@ class Waiters:
     def _begins(connection: Any, statement: str) -> bool:
         """Whether a statement begins to write."""
         return statement == "BEGIN IMMEDIATE" or (stands_alone(connection) and statement.startswith("UPDATE"))
-
-
-def _only_reads(connection: Any) -> bool:
-    return bool(connection.info.get("dagabaaz_reads", False))
 
 
 @contextmanager
