@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from celery.exceptions import CPendingDeprecationWarning
+from celery.exceptions import CPendingDeprecationWarning, SoftTimeLimitExceeded
+from kombu.transport.redis import PublishBatch
 
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.models import ConfigSource
@@ -151,6 +152,29 @@ def test_what_was_to_be_sent_together_to_a_broker_that_hangs_is_owed_all_of_it(h
         assert run.wait(40) == "completed"
     dag.close()
     dag.app.close()
+
+
+def test_what_was_to_be_sent_together_when_a_signal_came_is_owed(
+    dag: Dagabaaz, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """As Celery's soft time limit raises it in a body that publishes: it is about none of the tasks."""
+    there = [node(f"count{place}", plugin="count") for place in range(2)]
+    elsewhere = node("elsewhere", plugin="count", options={"queue": f"{tmp_path.name}-new"})
+    assert statuses(start(dag, *there)) == ["queued"] * 2
+    flush, calls = PublishBatch.flush, []
+
+    def interrupt(batch: PublishBatch) -> None:
+        calls.append(batch)
+        if len(calls) == 1:
+            raise SoftTimeLimitExceeded
+        flush(batch)
+
+    monkeypatch.setattr(PublishBatch, "flush", interrupt)
+    # Given that what waits is sent before a message to a queue of which nothing is known
+    run = start(dag, *there, elsewhere, node("last", plugin="count"))
+
+    assert statuses(run) == ["pending"] * 4
+    assert run.status == "running"
 
 
 def test_a_restarted_broker_is_found_at_once(hanging: PrivateServer, tmp_path: Path):

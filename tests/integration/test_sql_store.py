@@ -1,6 +1,8 @@
 """What the SQL store promises beyond the protocols: costs, lost answers, half-written launches, ends and debts."""
 
 import json
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +18,7 @@ from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
 from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, StoreSchemaError, UnknownRun
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.stores.sql.direct import Direct
-from dagabaaz_celery.stores.sql.drivers import Sent
+from dagabaaz_celery.stores.sql.drivers import Driver, Sent, find_driver
 from dagabaaz_celery.stores.sql.engine import CommitUnanswered, is_outage, now
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.owed import WorkerRow
@@ -25,6 +27,8 @@ from dagabaaz_celery.stores.sql.store import SqlStore, Work
 from dagabaaz_celery.stores.sql.tables import new_id
 from dagabaaz_celery.stores.sql.transaction import StorePolicy
 from tests import services
+from tests.faults.races.pins import Waiters
+from tests.integration.celery_support import wait_until
 from tests.integration.sql_stores import (
     attempts_of,
     claim,
@@ -734,6 +738,96 @@ def test_a_pooled_connection_that_the_server_ended_is_nobodys_trouble(
     assert [run.id for run in store.search_runs(limit=9)] == [started.run.id]
     with store.database.write() as connection:
         assert find_session(connection) != session
+
+
+def test_a_connection_that_lay_idle_is_asked_also_where_the_pool_did_not_have_it(
+    request: pytest.FixtureRequest, store: SqlStore, monkeypatch: pytest.MonkeyPatch
+):
+    if request.node.callspec.params["opened"] in ("sqlite", "pgbouncer"):
+        pytest.skip("SQLite has no server, and behind PgBouncer a session is anybody's")
+    store.close()
+    with store.database.write() as kept:
+        session = find_session(kept)
+    end_session(store, session)
+    for name in ("_KEPT_SECONDS", "_IDLE_SECONDS"):  # the clock shows more than either
+        monkeypatch.setattr(f"dagabaaz_celery.stores.sql.engine.{name}", 0.0)
+    clock = time.monotonic
+    monkeypatch.setattr("dagabaaz_celery.stores.sql.engine.time.monotonic", lambda: clock() + 3600)
+
+    with store.read() as connection:
+        assert find_session(connection) != session
+
+
+def test_after_one_connection_was_lost_none_of_those_beside_it_is_trusted(
+    request: pytest.FixtureRequest, store: SqlStore
+):
+    """A failover ends all of them at once, and what is to be done is done by another once."""
+    if request.node.callspec.params["opened"] in ("sqlite", "pgbouncer"):
+        pytest.skip("SQLite has no server, and behind PgBouncer a session is anybody's")
+    store.close()
+    with store.database.write() as one, store.database.write() as two, store.database.write() as three:
+        sessions = [find_session(connection) for connection in (one, two, three)]
+    for session in sessions:
+        end_session(store, session)
+
+    started = [start(store, node("a")).run.id for _ in range(3)]
+
+    assert {run.id for run in store.search_runs(limit=9)} == set(started)
+
+
+def test_a_completion_whose_client_is_killed_meanwhile_is_whole_or_was_none(store: SqlStore):
+    """A server goes on with what it was sent; on MariaDB it says otherwise then of what changed."""
+    if store.url.startswith("sqlite"):
+        pytest.skip("SQLite has no server")
+    work, *_ = fan_out(store, 3)
+    run_id, before = work.attempt.run_id, count_artifacts(store, work.attempt.run_id)
+    store.close()
+    other = create_engine(store.url, poolclass=NullPool)
+    task = store.tables.task
+    row = select(task.c.status).where(task.c.id == work.attempt.task_id).with_for_update()
+
+    with other.begin() as holder, Waiters(store) as waiters:
+        holder.execute(row).one()
+        child = os.fork()
+        if child == 0:
+            store.complete(work, records(3), "many")
+            os._exit(0)
+        wait_until(lambda: waiters.count() == 1, "the completion waits for the task's row")
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    with other.begin() as next_one:  # whoever waits for a row gets it in turn
+        status = next_one.execute(row).scalar_one()
+
+    assert (status, count_artifacts(store, run_id) - before) in (("completed", 3), ("running", 0))
+    assert store.complete(work, records(3), "many") == Aftermath()
+    assert count_artifacts(store, run_id) - before == 3
+    assert find_violations(store, [run_id]) == []
+
+
+def test_what_a_signal_raises_among_what_travels_together_comes_out_of_it(
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch
+):
+    """And not what the driver makes of it, which would count as an outage, to be waited out."""
+    if store.database.engine.dialect.driver == "pymysql":
+        pytest.skip("PyMySQL sends it as one text")
+    work, *_ = fan_out(store, 1)
+    driver = type(find_driver(store.database.engine.dialect.driver))
+    send, sent = driver.send, []
+
+    def interrupt(self: Driver, cursor: Any, text: str, values: Any) -> None:
+        sent.append(text)
+        if len(sent) == 3:
+            raise SoftTimeLimitExceeded
+        send(self, cursor, text, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(driver, "send", interrupt)
+        with pytest.raises(SoftTimeLimitExceeded):
+            store.complete(work, records(1), "one")
+
+    assert store.complete(work, records(1), "one") is not None
+    assert count_artifacts(store, work.attempt.run_id) == 2
+    assert find_violations(store, [work.attempt.run_id]) == []
 
 
 def test_nothing_is_begun_again_once_its_commit_was_asked_for(store: SqlStore):
