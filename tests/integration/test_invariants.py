@@ -66,6 +66,7 @@ def remove(table: str, **where: Any) -> Break:
 
 
 SOURCE, FIRST = {"node_index": 0}, {"node_index": 1, "ordinal": 0}
+FIRST_MADE = {"node_index": 1, "task_ordinal": 0}
 OWED = {"kind": "callback", "generation": 1, "node_index": -1, "status": "completed", "tries": 0, "due_at": 0}
 
 
@@ -121,6 +122,7 @@ BREAKS = {
     "has artifacts whose ordinals are not 0, 1, 2": change("artifact", {"node_index": 0, "ordinal": 1}, ordinal=2),
     "gave back 'none' and has 2 artifacts": change("task", SOURCE, result_shape="none"),
     "gave back 'one' and has 2 artifacts": change("task", SOURCE, result_shape="one"),
+    "node 'work': 2 tasks gave back one value each, and 1 are there": remove("artifact", **FIRST_MADE),
     "has 1 artifacts that stand at another run, node or place": change("task", FIRST, ordinal=7),
     "which it has not reached": owe(generation=2),
     "is completed and owed a callback that says failed": owe(status="failed"),

@@ -165,8 +165,23 @@ def _rules_on_artifacts(tables: Tables) -> list[Rule]:
         artifact.c.node_index != task.c.node_index,
         artifact.c.task_ordinal != task.c.ordinal,
     )
+    # By nodes, for the same reason: a task that has none is found by no artifact. What undoes another has none.
+    gave_one = (task.c.status == TaskStatus.COMPLETED, task.c.result_shape == "one", task.c.node_index >= 0)
+    of_node = (task.c.run_id, task.c.node_index)
+    tasks = select(*of_node, count).where(in_runs(task), *gave_one).group_by(*of_node).subquery()
+    owners = artifact.join(task, task.c.id == artifact.c.task_id)
+    theirs = select(*of_node, count).select_from(owners).where(in_runs(artifact), *gave_one).group_by(*of_node)
+    made = theirs.subquery()
+    is_same = and_(made.c.run_id == tasks.c.run_id, made.c.node_index == tasks.c.node_index)
+    found = func.coalesce(made.c.count, 0)
+    lacking = (
+        select(tasks.c.run_id, tasks.c.node_index, tasks.c.count.label("tasks"), found.label("artifacts"))
+        .select_from(tasks.outerjoin(made, is_same))
+        .where(found < tasks.c.count)
+    )
     subject = "task {task_id} of node {slug!r}: "
     return [
+        Rule("node {slug!r}: {tasks} tasks gave back one value each, and {artifacts} are there", lacking),
         Rule(subject + "is {status} and has {count} artifacts", with_task.where(task.c.status != TaskStatus.COMPLETED)),
         Rule(
             subject + "has artifacts whose ordinals are not 0, 1, 2, …",
