@@ -26,8 +26,8 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects.postgresql import JSON
+from sqlalchemy.exc import OperationalError
 
-from dagabaaz_celery.errors import StoreError
 from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
 from dagabaaz_celery.stores.sql.direct import Answer, Direct
 from dagabaaz_celery.stores.sql.engine import updates_two_tables, writes_in_queries
@@ -220,10 +220,9 @@ class CompletionRows:
         def read() -> int:
             changed = counted.changed()
             if changed and any(answer.changed() != 1 for answer in inserted):
-                raise StoreError(
-                    f"The database did not write what attempt {attempt.attempt_id} produced, so that nothing of its "
-                    "completion is kept. Look into its log for errors; the task is done again."
-                )
+                connection.invalidate()  # which takes it all back
+                lost = ConnectionError("the server did not write the artifacts that it was sent")
+                raise OperationalError(None, None, lost, connection_invalidated=True)
             return changed
 
         return read
