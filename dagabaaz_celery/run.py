@@ -15,7 +15,7 @@ from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStat
 from dagabaaz_celery.errors import Remedy, UnknownNode, WaitRefused, WaitTimeout
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.selection import RunSelection
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
+from dagabaaz_celery.stores.sql.outages import DATABASE_ERRORS, is_outage
 from dagabaaz_celery.stores.sql.records import Aftermath, NodeRow, RollbackStatus, RunRow, plain_value, to_result
 from dagabaaz_celery.stores.sql.tables import OPEN_TASK_STATUSES
 from dagabaaz_celery.stores.sql.transaction import refuse_pruned

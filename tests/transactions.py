@@ -13,7 +13,7 @@ from typing import Any
 from kombu import Connection, Producer
 from kombu.message import Message
 
-from dagabaaz_celery.stores.sql.engine import Database
+from dagabaaz_celery.stores.sql.database import Database
 
 _local = threading.local()
 

@@ -24,7 +24,7 @@ from dagabaaz_celery.cli.waiting import Patience
 from dagabaaz_celery.drawing import DrawnNode, draw_run
 from dagabaaz_celery.errors import WaitTimeout
 from dagabaaz_celery.run import Run, RunSnapshot
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
+from dagabaaz_celery.stores.sql.outages import DATABASE_ERRORS, is_outage
 
 #: A look at a run of very many tasks takes a while: a pause is at least so many times as long.
 _REST = 4.0

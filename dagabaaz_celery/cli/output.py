@@ -17,7 +17,7 @@ from rich.text import Text
 from dagabaaz_celery.cli.remedies import phrase
 from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.errors import DagabaazError, StoreUnavailable
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, is_outage
+from dagabaaz_celery.stores.sql.outages import DATABASE_ERRORS, is_outage
 
 Cell = str | Text
 

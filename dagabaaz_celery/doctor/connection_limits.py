@@ -8,7 +8,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from dagabaaz_celery.errors import DagabaazError
-from dagabaaz_celery.stores.sql.engine import describe_outage
+from dagabaaz_celery.stores.sql.outages import describe_outage
 from dagabaaz_celery.stores.sql.store import SqlStore
 
 

@@ -21,7 +21,7 @@ from dagabaaz_celery.doctor.routes import Route, find_routes
 from dagabaaz_celery.doctor.store_facts import Contents, SeenWorker, StoreFacts, look_at_store
 from dagabaaz_celery.errors import DagabaazError
 from dagabaaz_celery.settings import Settings
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, describe_outage
+from dagabaaz_celery.stores.sql.outages import DATABASE_ERRORS, describe_outage
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -11,7 +11,8 @@ from sqlalchemy import Connection, Select, func, not_, or_, select
 from dagabaaz_celery.constants import RunStatus, TaskStatus
 from dagabaaz_celery.doctor.connection_limits import Limit, ask_limits
 from dagabaaz_celery.pipeline import Definition
-from dagabaaz_celery.stores.sql.engine import describe_url, now
+from dagabaaz_celery.stores.sql.dialects import now
+from dagabaaz_celery.stores.sql.engines import describe_url
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import CARRIED
 from dagabaaz_celery.stores.sql.schema import Migrations, SchemaState

@@ -21,7 +21,7 @@ from kombu.exceptions import KombuError, OperationalError
 from kombu.messaging import Producer
 from kombu.transport import virtual
 
-from dagabaaz_celery.stores.sql.engine import call_while_alive
+from dagabaaz_celery.stores.sql.database import call_while_alive
 from dagabaaz_celery.worker.forks import fork_gate
 
 logger = logging.getLogger(__name__)

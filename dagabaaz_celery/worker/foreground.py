@@ -7,7 +7,7 @@ from typing import TypeVar
 from celery._state import get_current_worker_task
 
 from dagabaaz_celery.errors import StoreUnavailable
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, CommitUnanswered, describe_outage, is_outage
+from dagabaaz_celery.stores.sql.outages import DATABASE_ERRORS, CommitUnanswered, describe_outage, is_outage
 from dagabaaz_celery.worker.outcome import wait_out
 
 T = TypeVar("T")

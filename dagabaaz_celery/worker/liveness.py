@@ -19,7 +19,7 @@ from celery import Celery, signals
 from celery.worker import state as worker_state
 
 from dagabaaz_celery import __version__
-from dagabaaz_celery.stores.sql.engine import describe_outage, is_outage
+from dagabaaz_celery.stores.sql.outages import describe_outage, is_outage
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.store import SqlStore
 from dagabaaz_celery.worker.forks import fork_gate

@@ -16,7 +16,7 @@ from celery.worker import state as worker_state
 
 from dagabaaz_celery.constants import TaskStatus
 from dagabaaz_celery.json_door import check_json
-from dagabaaz_celery.stores.sql.engine import CommitUnanswered, describe_outage, is_outage
+from dagabaaz_celery.stores.sql.outages import CommitUnanswered, describe_outage, is_outage
 from dagabaaz_celery.stores.sql.records import DEADLINE_EXCEEDED, Aftermath, NewArtifact, ResultShape, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
 from dagabaaz_celery.worker.observers import Observers, tell_of_loss

@@ -23,7 +23,8 @@ from dagabaaz_celery.context import PluginContext
 from dagabaaz_celery.errors import MissingFile, StoreMismatch, TaskInputError, TransactionOpen
 from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.pipeline import Definition
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, describe_url, is_outage
+from dagabaaz_celery.stores.sql.engines import describe_url
+from dagabaaz_celery.stores.sql.outages import DATABASE_ERRORS, is_outage
 from dagabaaz_celery.stores.sql.records import ClaimRefused, NewArtifact, ResultShape, TaskError, plain_value
 from dagabaaz_celery.stores.sql.store import Claimed, Work
 from dagabaaz_celery.stores.sql.tables import new_id

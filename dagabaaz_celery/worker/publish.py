@@ -15,7 +15,7 @@ from dagabaaz_celery.json_door import check_json
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.secret_references import resolve_references
-from dagabaaz_celery.stores.sql.engine import is_outage
+from dagabaaz_celery.stores.sql.outages import is_outage
 from dagabaaz_celery.stores.sql.records import CARRIED, Dispatch, TaskError
 from dagabaaz_celery.stores.sql.store import KILL_AFTER, SqlStore
 from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker, Link, Refused, Target

@@ -22,7 +22,7 @@ from celery import Celery
 from celery.worker.control import inspect_command
 
 from dagabaaz_celery import __version__
-from dagabaaz_celery.stores.sql.engine import describe_url
+from dagabaaz_celery.stores.sql.engines import describe_url
 from dagabaaz_celery.stores.sql.tables import is_id, new_id
 from dagabaaz_celery.worker.runtime import Runtime
 

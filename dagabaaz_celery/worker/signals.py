@@ -16,7 +16,7 @@ from celery import Task, signals, states
 from celery._state import get_current_task
 from celery.exceptions import Ignore, Retry
 
-from dagabaaz_celery.stores.sql.engine import is_outage
+from dagabaaz_celery.stores.sql.outages import is_outage
 from dagabaaz_celery.stores.sql.records import ClaimRefused, TaskError
 from dagabaaz_celery.stores.sql.store import Work
 from dagabaaz_celery.stores.sql.tables import new_id

@@ -15,7 +15,7 @@ from typing import Any
 
 from celery import Celery, bootsteps, signals
 
-from dagabaaz_celery.stores.sql.engine import is_outage
+from dagabaaz_celery.stores.sql.outages import is_outage
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import OWED_KINDS, Owed, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work

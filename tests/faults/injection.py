@@ -30,7 +30,7 @@ from typing import Any, Literal
 from celery.signals import after_task_publish, before_task_publish
 from sqlalchemy import Engine, event
 
-from dagabaaz_celery.stores.sql.engine import CommitUnanswered
+from dagabaaz_celery.stores.sql.outages import CommitUnanswered
 from dagabaaz_celery.stores.sql.store import SqlStore
 
 #: kill, freeze: this process. kill worker: its parent. lose answer: raise what a broken connection raises. drop: do

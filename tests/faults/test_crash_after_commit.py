@@ -18,7 +18,7 @@ from sqlalchemy import func, select
 
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.run import Run
-from dagabaaz_celery.stores.sql.engine import now
+from dagabaaz_celery.stores.sql.dialects import now
 from dagabaaz_celery.stores.sql.store import SqlStore
 from tests.faults.app_under_test import CONF_VARIABLE, JOURNAL_VARIABLE, POINTS_VARIABLE, Journal
 from tests.faults.injection import FaultPoints

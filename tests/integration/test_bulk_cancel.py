@@ -10,7 +10,8 @@ from sqlalchemy.exc import OperationalError
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.errors import RunSelectionError, StoreUnavailable
 from dagabaaz_celery.run import Run
-from dagabaaz_celery.stores.sql.engine import CommitUnanswered, Database
+from dagabaaz_celery.stores.sql.database import Database
+from dagabaaz_celery.stores.sql.outages import CommitUnanswered
 from dagabaaz_celery.testing import assert_sound, embedded_worker
 from tests.integration.celery_support import PATIENCE, complete, node, start, statuses, wait_until
 

@@ -11,7 +11,7 @@ from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
 from dagabaaz_celery.errors import RunStateError, UnknownNode
 from dagabaaz_celery.models import DagNode
 from dagabaaz_celery.pipeline import Definition, PluginSnapshot
-from dagabaaz_celery.stores.sql.engine import now
+from dagabaaz_celery.stores.sql.dialects import now
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.records import Aftermath, ClaimRefused, TaskError
 from dagabaaz_celery.stores.sql.store import Claimed, SqlStore, Work

@@ -17,10 +17,11 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
 from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, StoreSchemaError, UnknownRun
 from dagabaaz_celery.models import TaskArtifact
+from dagabaaz_celery.stores.sql.dialects import now
 from dagabaaz_celery.stores.sql.direct import Direct
 from dagabaaz_celery.stores.sql.drivers import Driver, Sent, find_driver
-from dagabaaz_celery.stores.sql.engine import CommitUnanswered, is_outage, now
 from dagabaaz_celery.stores.sql.invariants import find_violations
+from dagabaaz_celery.stores.sql.outages import CommitUnanswered, is_outage
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.records import Aftermath, ClaimRefused, NewArtifact, Owed, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
@@ -727,7 +728,7 @@ def test_a_pooled_connection_that_the_server_ended_is_nobodys_trouble(
     """It is asked before its use after a pause; and right after its last, what it was to do is done by another."""
     if request.node.callspec.params["opened"] in ("sqlite", "pgbouncer"):
         pytest.skip("SQLite has no server, and behind PgBouncer a session is anybody's")
-    monkeypatch.setattr("dagabaaz_celery.stores.sql.engine._IDLE_SECONDS", idle_seconds)
+    monkeypatch.setattr("dagabaaz_celery.stores.sql.engines._IDLE_SECONDS", idle_seconds)
     store.close()
     with store.database.write() as pooled:
         session = find_session(pooled)
@@ -749,10 +750,8 @@ def test_a_connection_that_lay_idle_is_asked_also_where_the_pool_did_not_have_it
     with store.database.write() as kept:
         session = find_session(kept)
     end_session(store, session)
-    for name in ("_KEPT_SECONDS", "_IDLE_SECONDS"):  # the clock shows more than either
-        monkeypatch.setattr(f"dagabaaz_celery.stores.sql.engine.{name}", 0.0)
     clock = time.monotonic
-    monkeypatch.setattr("dagabaaz_celery.stores.sql.engine.time.monotonic", lambda: clock() + 3600)
+    monkeypatch.setattr("dagabaaz_celery.stores.sql.database.time.monotonic", lambda: clock() + 3600)
 
     with store.read() as connection:
         assert find_session(connection) != session

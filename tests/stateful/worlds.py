@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Connection, event, select
 
 from dagabaaz_celery.models import DagNode, TaskArtifact
-from dagabaaz_celery.stores.sql.engine import now
+from dagabaaz_celery.stores.sql.dialects import now
 from dagabaaz_celery.stores.sql.store import SqlStore
 from tests.stateful.model import Emitted, Key, RunModel
 

@@ -8,7 +8,7 @@ from sqlalchemy import Column, Connection, Integer, MetaData, String, Table, bin
 from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery.stores.sql.direct import Direct, DirectByLength
-from dagabaaz_celery.stores.sql.engine import build_engine
+from dagabaaz_celery.stores.sql.engines import build_engine
 
 THING = Table("thing", MetaData(), Column("id", Integer, primary_key=True), Column("name", String(20)))
 ADD = Direct(insert(THING), columns=("id", "name"))

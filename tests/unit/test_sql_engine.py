@@ -12,7 +12,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError, SQLAlch
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from dagabaaz_celery.errors import ConfigurationError
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, CommitUnanswered, Database, build_engine, is_outage, now
+from dagabaaz_celery.stores.sql.database import Database
+from dagabaaz_celery.stores.sql.dialects import now
+from dagabaaz_celery.stores.sql.engines import build_engine
+from dagabaaz_celery.stores.sql.outages import DATABASE_ERRORS, CommitUnanswered, is_outage
 from dagabaaz_celery.worker.outcome import stop_flag, wait_out
 
 REFUSED = {"postgresql": "postgresql+psycopg://nobody@127.0.0.1:1/none", "mysql": "mysql+pymysql://a@127.0.0.1:1/none"}

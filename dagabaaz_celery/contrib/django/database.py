@@ -15,8 +15,9 @@ from sqlalchemy.exc import DBAPIError
 
 from dagabaaz_celery.contrib.django.database_url import build_url, is_in_memory
 from dagabaaz_celery.errors import ConfigurationError, TransactionOpen
+from dagabaaz_celery.stores.sql.database import call_while_alive
 from dagabaaz_celery.stores.sql.direct import accept_direct
-from dagabaaz_celery.stores.sql.engine import build_engine, call_while_alive
+from dagabaaz_celery.stores.sql.engines import build_engine
 
 
 class DjangoDatabase:

@@ -10,7 +10,7 @@ from django.db.migrations.operations.base import Operation
 
 from dagabaaz_celery.contrib.django.names import get_prefix, get_schema
 from dagabaaz_celery.contrib.django.project import get_database
-from dagabaaz_celery.stores.sql.engine import Database
+from dagabaaz_celery.stores.sql.database import Database
 from dagabaaz_celery.stores.sql.schema import Migrations
 from dagabaaz_celery.stores.sql.tables import build_tables
 

@@ -19,7 +19,7 @@ from dagabaaz_celery.constants import RunStatus
 from dagabaaz_celery.contrib.flower.pages import RunPage, TaskQuery, find_place, read_list, read_run
 from dagabaaz_celery.drawing import format_seconds, to_icon
 from dagabaaz_celery.errors import DagabaazError, StoreUnavailable, UnknownNode, UnknownRun
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, describe_outage, is_outage
+from dagabaaz_celery.stores.sql.outages import DATABASE_ERRORS, describe_outage, is_outage
 
 Answer = TypeVar("Answer")
 

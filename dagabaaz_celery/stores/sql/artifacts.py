@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Connection, Select, Table, bindparam, delete, func, insert, select
 
 from dagabaaz_celery.models import DagArtifact, TaskArtifact
+from dagabaaz_celery.stores.sql.dialects import prefer_index
 from dagabaaz_celery.stores.sql.direct import Answer, Direct, DirectByLength, read_all
-from dagabaaz_celery.stores.sql.engine import prefer_index
 from dagabaaz_celery.stores.sql.tables import Tables
 
 

@@ -8,8 +8,8 @@ from sqlalchemy import Connection, Select, and_, bindparam, exists, or_, select,
 
 from dagabaaz_celery.constants import RunStatus, TaskStatus
 from dagabaaz_celery.stores.sql.artifacts import list_task_columns, to_task_artifact
+from dagabaaz_celery.stores.sql.dialects import fixed, is_one_of, now, writes_in_queries
 from dagabaaz_celery.stores.sql.direct import Direct
-from dagabaaz_celery.stores.sql.engine import fixed, is_one_of, now, writes_in_queries
 from dagabaaz_celery.stores.sql.records import Attempt, AttemptContext
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, Id, Tables
 from dagabaaz_celery.stores.sql.tasks import UNCLAIMED, list_attempt_columns, may_start, put_off

@@ -29,8 +29,8 @@ from sqlalchemy.dialects.postgresql import JSON
 from sqlalchemy.exc import OperationalError
 
 from dagabaaz_celery.stores.sql.artifacts import ArtifactRows
+from dagabaaz_celery.stores.sql.dialects import updates_two_tables, writes_in_queries
 from dagabaaz_celery.stores.sql.direct import Answer, Direct
-from dagabaaz_celery.stores.sql.engine import updates_two_tables, writes_in_queries
 from dagabaaz_celery.stores.sql.nodes import NodeRows
 from dagabaaz_celery.stores.sql.records import Attempt, NodeRow, RunRow
 from dagabaaz_celery.stores.sql.runs import RunRows, list_run_columns, to_run

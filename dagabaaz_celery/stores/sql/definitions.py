@@ -8,7 +8,7 @@ from sqlalchemy import Connection
 
 from dagabaaz_celery.errors import StoreError
 from dagabaaz_celery.pipeline import Definition
-from dagabaaz_celery.stores.sql.engine import call_while_alive
+from dagabaaz_celery.stores.sql.database import call_while_alive
 from dagabaaz_celery.stores.sql.runs import RunRows
 from dagabaaz_celery.topology import RunTopology
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
+from dagabaaz_celery.stores.sql.dialects import is_one_of, now
 from dagabaaz_celery.stores.sql.direct import Answer, Direct, DirectByLength, read_all
-from dagabaaz_celery.stores.sql.engine import is_one_of, now
 from dagabaaz_celery.stores.sql.records import NodeRow
 from dagabaaz_celery.stores.sql.tables import CLOSED_NODE_STATUSES, Tables
 

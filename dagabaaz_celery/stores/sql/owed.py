@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from dagabaaz_celery.constants import RunStatus
+from dagabaaz_celery.stores.sql.dialects import now
 from dagabaaz_celery.stores.sql.direct import Direct
-from dagabaaz_celery.stores.sql.engine import now
 from dagabaaz_celery.stores.sql.records import Owed
 from dagabaaz_celery.stores.sql.runs import insert_or_nothing
 from dagabaaz_celery.stores.sql.tables import Tables

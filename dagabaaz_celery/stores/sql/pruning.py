@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from sqlalchemy import BindParameter, ColumnElement, Connection, bindparam, delete, exists, func, not_, select, update
 
-from dagabaaz_celery.stores.sql.engine import now, read_by_index
+from dagabaaz_celery.stores.sql.dialects import now, read_by_index
 from dagabaaz_celery.stores.sql.tables import Tables
 
 #: Rows of a run that may be many, in the order in which they go: each kind before what it refers to.

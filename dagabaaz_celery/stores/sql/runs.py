@@ -22,8 +22,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from dagabaaz_celery.constants import RunStatus
+from dagabaaz_celery.stores.sql.dialects import is_one_of, now, prefer_index
 from dagabaaz_celery.stores.sql.direct import Answer, Direct, savepoint
-from dagabaaz_celery.stores.sql.engine import is_one_of, now, prefer_index
 from dagabaaz_celery.stores.sql.records import Epilogue, RollbackStatus, RunRow
 from dagabaaz_celery.stores.sql.tables import OPEN_RUN_STATUSES, OPEN_TASK_STATUSES, Tables, first_id_at
 from dagabaaz_celery.stores.sql.tasks import select_first_open

@@ -25,7 +25,10 @@ from sqlalchemy.exc import DBAPIError
 
 from dagabaaz_celery.errors import DagabaazError, StoreSchemaError
 from dagabaaz_celery.stores.sql.command_line import end_quietly
-from dagabaaz_celery.stores.sql.engine import DATABASE_ERRORS, Database, check_sqlite_file, describe_url, is_outage, now
+from dagabaaz_celery.stores.sql.database import Database, check_sqlite_file
+from dagabaaz_celery.stores.sql.dialects import now
+from dagabaaz_celery.stores.sql.engines import describe_url
+from dagabaaz_celery.stores.sql.outages import DATABASE_ERRORS, is_outage
 from dagabaaz_celery.stores.sql.tables import Tables, build_tables, new_id
 
 logger = logging.getLogger(__name__)

@@ -26,9 +26,10 @@ from dagabaaz_celery.pipeline import Definition
 from dagabaaz_celery.store import TaskInputStore
 from dagabaaz_celery.stores.sql import epilogue, reopening
 from dagabaaz_celery.stores.sql.completions import is_large
+from dagabaaz_celery.stores.sql.database import Database, call_while_alive
 from dagabaaz_celery.stores.sql.definitions import CachedDefinition, DefinitionCache
 from dagabaaz_celery.stores.sql.direct import Answer, savepoint
-from dagabaaz_celery.stores.sql.engine import Database, call_while_alive, stands_alone
+from dagabaaz_celery.stores.sql.engines import stands_alone
 from dagabaaz_celery.stores.sql.owed import WorkerRow
 from dagabaaz_celery.stores.sql.pruning import fingerprint
 from dagabaaz_celery.stores.sql.records import (

@@ -33,8 +33,8 @@ from sqlalchemy import (
 )
 
 from dagabaaz_celery.constants import RUN_TERMINAL_STATUSES, RunStatus, TaskStatus
+from dagabaaz_celery.stores.sql.dialects import fixed, is_one_of, now, read_by_index
 from dagabaaz_celery.stores.sql.direct import Direct, DirectByLength
-from dagabaaz_celery.stores.sql.engine import fixed, is_one_of, now, read_by_index
 from dagabaaz_celery.stores.sql.records import DEADLINE_EXCEEDED, Attempt, Dispatch, Published, TaskError
 from dagabaaz_celery.stores.sql.tables import BUSY_EPILOGUES, OPEN_TASK_STATUSES, Id, Tables
 

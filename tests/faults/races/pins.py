@@ -21,7 +21,7 @@ from typing import Any, Generic, Self, TypeVar
 from sqlalchemy import Connection, NullPool, create_engine, event, text
 
 from dagabaaz_celery.stores.sql.direct import send_waiting
-from dagabaaz_celery.stores.sql.engine import stands_alone
+from dagabaaz_celery.stores.sql.engines import stands_alone
 from dagabaaz_celery.stores.sql.store import SqlStore
 
 T = TypeVar("T")

@@ -123,7 +123,7 @@ def test_parents_that_have_all_counted_wait_for_the_run(here: Dagabaaz, there: D
 def test_whoever_loses_a_deadlock_completes_all_the_same(
     here: Dagabaaz, there: Dagabaaz, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.DEBUG, logger="dagabaaz_celery.stores.sql.engine")
+    caplog.set_level(logging.DEBUG, logger="dagabaaz_celery.stores.sql.database")
     # Given two completions, each of which holds its own node's row and asks for the other's: a deadlock
     ours, theirs = store_of(here), store_of(there)
     started, attempts = start_parent_nodes(ours, 2)
