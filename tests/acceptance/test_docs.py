@@ -333,7 +333,7 @@ def read_extras() -> set[str]:
 
 def check_extras(arguments: list[str]) -> None:
     for argument in arguments:
-        found = re.fullmatch(r"\./dagabaaz-celery(?:\[([\w,]+)\])?", argument)
+        found = re.fullmatch(r"\.{1,2}/dagabaaz-celery(?:\[([\w,]+)\])?", argument)
         assert found or argument == "pytest", argument
         assert found is None or set((found[1] or "all").split(",")) <= read_extras()
 
