@@ -20,7 +20,7 @@ from celery import Celery
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.constants import TaskStatus
 from dagabaaz_celery.errors import RunStateError
-from dagabaaz_celery.stores.sql import engine
+from dagabaaz_celery.stores.sql import engines
 from dagabaaz_celery.stores.sql.records import Aftermath, ClaimRefused, TaskError
 from dagabaaz_celery.stores.sql.store import SqlStore, Work
 from dagabaaz_celery.stores.sql.tables import new_id
@@ -215,7 +215,8 @@ def _receive(connection: Connection) -> Any:
 
 def _race_on_command(connection: Connection) -> None:
     """One process of a crew: races until the other end of its pipe is closed."""
-    engine._POOL["pool_size"] = 100  # racers start from connections that are there: making one takes longer than a call
+    # Racers start from connections that are there: making one takes longer than a call.
+    engines._POOL["pool_size"] = 100
     opened: dict[tuple[str, str], Dagabaaz] = {}
     while True:
         try:
