@@ -69,11 +69,11 @@ class Link:
             self._bound_socket()
             self.producer: Any = Producer(connection)  # type: ignore[no-untyped-call]  # as most of kombu
             channel = self.producer.channel
-            self._confirms: _Confirms | _Batch | None = None
+            self._confirms: _Confirms | _RedisBatch | None = None
             if isinstance(channel, amqp.Channel):
                 self._confirms = _Confirms(channel, self.known_targets)
             elif getattr(self.producer, "supports_batch_publish", False):  # kombu has it since 5.7
-                self._confirms = _Batch(self.producer)
+                self._confirms = _RedisBatch(self.producer)
 
     @contextmanager
     def library_errors(self) -> Iterator[None]:
@@ -261,7 +261,7 @@ class _Confirms:
         return [tag for tag in self._open if tag <= delivery_tag] if multiple else [delivery_tag]
 
 
-class _Batch:
+class _RedisBatch:
     """What waits to be sent to Redis together: one round trip for a batch.
 
     https://docs.celeryq.dev/projects/kombu/en/stable/reference/kombu.html (``Producer.batch``)

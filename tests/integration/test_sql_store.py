@@ -217,6 +217,24 @@ def test_an_error_among_what_travels_together_is_raised_and_spoils_nothing(store
     assert store.get_run(run_id).nodes_done == 0  # all was rolled back
 
 
+def test_an_error_of_the_database_is_told_from_the_one_that_is_being_handled(store: SqlStore):
+    """A body may have failed by an error of the same driver, as the handler of some other error of its own."""
+    bad = Direct(text("SELECT nothing FROM nowhere"))
+    driver_error = store.database.engine.dialect.loaded_dbapi.Error
+
+    def ask_twice(connection: Connection) -> None:
+        asked = [bad.ask(connection, {}), bad.ask(connection, {})]
+        asked[1].all()
+
+    bodys_own = driver_error("the body's database")
+    bodys_own.__context__ = KeyError("what it was handling")
+    try:
+        raise bodys_own
+    except driver_error:
+        with pytest.raises(DBAPIError, match="nowhere"):
+            store.transact(ask_twice)
+
+
 def test_a_transaction_that_a_signal_cuts_off_as_it_begins_ends_all_the_same(store: SqlStore):
     """As Celery's soft time limit does it, which comes at any moment."""
     attempt_id = attempts_of(start(store, node("a")))[0]

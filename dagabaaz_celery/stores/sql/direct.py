@@ -282,7 +282,9 @@ class _Outbox:
     def send(self, connection: Connection) -> None:
         waiting, self._waiting = self._waiting, []
         batch = [sent for sent, _ in waiting]
-        with _Cursor(connection, batch[-1]) as cursor:
+        # Which of them an error is about, the driver does not say.
+        whole = batch[0] if len(batch) == 1 else Sent("; ".join(sent.text for sent in batch), (), False)
+        with _Cursor(connection, whole) as cursor:
             if len(batch) == 1:
                 replies = [self._driver.send_one(cursor, batch[0])]
             else:

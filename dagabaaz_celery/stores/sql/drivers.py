@@ -77,7 +77,7 @@ class _Psycopg(Driver):
         except library.Error as error:
             # A pipeline that a signal cuts off raises its own trouble in place of what the signal raised.
             cause = error.__context__
-            while isinstance(cause, library.Error):
+            while cause is not before and isinstance(cause, library.Error):
                 cause = cause.__context__
             if cause is not None and cause is not before:
                 raise cause from None

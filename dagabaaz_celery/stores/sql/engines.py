@@ -267,6 +267,7 @@ def describe_url(url: URL) -> str:
 
 
 def parse_url(url: str | URL) -> URL:
+    """A store URL. Raises ConfigurationError, which shows nothing that may be secret."""
     try:
         parsed = make_url(url)
     except (ArgumentError, ValueError):

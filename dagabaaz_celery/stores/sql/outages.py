@@ -93,4 +93,5 @@ def read_code(error: BaseException | None) -> str | int | None:
 
 
 def leave_unanswered(statement: str | None, error: DBAPIError) -> CommitUnanswered:
+    """The error of a commit that may have been made, from what the driver said."""
     return CommitUnanswered(statement, None, error.orig or error, connection_invalidated=error.connection_invalidated)
