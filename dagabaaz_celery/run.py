@@ -365,7 +365,10 @@ class Run:
 
     def artifacts(self, slug: str, limit: int | None = None) -> list[TaskArtifact]:
         """What a node produced so far, in order; the first ones, with a limit. Raises UnknownNode."""
-        return [artifact for _, _, artifact in self._values(slug, limit)]
+        index, _ = self._find_node(slug)
+        with self._runtime.store.read() as connection:
+            found = self._runtime.store.rows.artifacts.values(connection, self.id, index, limit)
+        return [artifact for _, _, artifact in found]
 
     def count_artifacts(self) -> dict[str, int]:
         """How many artifacts each node produced so far, by slug."""
@@ -383,11 +386,15 @@ class Run:
         group gives a list with each task's value. Raises UnknownNode.
         """
         index, fans_out = self._find_node(slug)
+        store = self._runtime.store
+        # Of one moment, or a task may be seen to have completed without its artifacts. Inside a transaction of Django's,
+        # which may be of another isolation level, the order does that as long as nobody retries the run.
+        with store.read(one_moment=True) as connection:
+            tasks = store.rows.tasks.list_results(connection, self.id, index)
+            found = store.rows.artifacts.values(connection, self.id, index)
         by_task: dict[str, list[Any]] = {}
-        for task_id, shape, artifact in self._values(slug):
+        for task_id, shape, artifact in found:
             by_task.setdefault(task_id, []).append(plain_value(artifact, shape))
-        with self._runtime.store.read() as connection:
-            tasks = self._runtime.store.rows.tasks.list_results(connection, self.id, index)
         values = [
             to_result(by_task.get(task_id, []), shape) for task_id, status, shape in tasks if status == "completed"
         ]
@@ -490,11 +497,6 @@ class Run:
         if index is None:
             raise UnknownNode(f"Run {self.id} has no node {slug!r}: it has {', '.join(topology.slug_to_index)}.")
         return index, bool(topology.deps[index]) and topology.nodes[index].fan_mode != "aggregate"
-
-    def _values(self, slug: str, limit: int | None = None) -> list[tuple[str, str, TaskArtifact]]:
-        index, _ = self._find_node(slug)
-        with self._runtime.store.read() as connection:
-            return self._runtime.store.rows.artifacts.values(connection, self.id, index, limit)
 
 
 def refuse_wait_in_task(what: str) -> None:

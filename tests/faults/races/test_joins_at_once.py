@@ -124,7 +124,7 @@ def test_whoever_loses_a_deadlock_completes_all_the_same(
     here: Dagabaaz, there: Dagabaaz, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG, logger="dagabaaz_celery.stores.sql.database")
-    # Given two completions, each of which holds its own node's row and asks for the other's: a deadlock
+    # Given two completions, each of which holds the other's node and asks for its own: a deadlock
     ours, theirs = store_of(here), store_of(there)
     started, attempts = start_parent_nodes(ours, 2)
     first_work, second_work = (claim_one(ours, attempt_id) for attempt_id in attempts)
@@ -149,25 +149,25 @@ def test_whoever_loses_a_deadlock_completes_all_the_same(
 
 @contextmanager
 def locking_node_once(store: SqlStore, of: Work, crossing: threading.Barrier) -> Iterator[list[str]]:
-    """The store's next transaction locks this work's node too, just before it asks for its run's lock.
+    """The store's next completion begins by locking this work's node, and goes on once both have done so.
 
-    Gives the run locks that were asked for: one for each try.
+    Gives the completions that were sent: one for each try.
     """
-    asked: list[str] = []
-    node_table, run_table = store.tables.node, store.tables.run
+    sent: list[str] = []
+    node_table, task_table = store.tables.node, store.tables.task
     key = (node_table.c.run_id == of.attempt.run_id, node_table.c.node_index == of.attempt.node_index)
     extra = node_table.select().where(*key).with_for_update()
 
     def note(connection: Any, cursor: Any, statement: str, parameters: Any, context: Any, executemany: bool) -> None:
-        if f"FROM {run_table.name}" in statement and "FOR UPDATE" in statement:
-            asked.append(statement)
-            if len(asked) == 1:
-                crossing.wait(PATIENCE)
+        if f"UPDATE {task_table.name}" in statement:
+            sent.append(statement)
+            if len(sent) == 1:
                 connection.execute(extra).all()
+                crossing.wait(PATIENCE)
 
     event.listen(store.database.engine, "before_cursor_execute", note)
     try:
-        yield asked
+        yield sent
     finally:
         event.remove(store.database.engine, "before_cursor_execute", note)
 
