@@ -387,8 +387,8 @@ class Run:
         """
         index, fans_out = self._find_node(slug)
         store = self._runtime.store
-        # Of one moment, or a task may be seen to have completed without its artifacts. Inside a transaction of Django's,
-        # which may be of another isolation level, the order does that as long as nobody retries the run.
+        # Of one moment, or a task may be seen to have completed without its artifacts. Inside a transaction of
+        # Django's, which may be of another isolation level, the order does that, unless a retry comes between.
         with store.read(one_moment=True) as connection:
             tasks = store.rows.tasks.list_results(connection, self.id, index)
             found = store.rows.artifacts.values(connection, self.id, index)
