@@ -29,6 +29,7 @@ from dagabaaz_celery.stores.sql.engines import (
 )
 from dagabaaz_celery.stores.sql.outages import (
     SQLITE_RIGHTS,
+    CommitUnanswered,
     is_conflict,
     is_outage,
     leave_unanswered,
@@ -270,13 +271,17 @@ def _repeat_victims(
     *,
     repeats_lost: Callable[[DBAPIError], bool],
 ) -> T:
+    doubt: CommitUnanswered | None = None
     for attempt in range(1, _CONFLICT_TRIES):
         try:
             with enter() as connection:
                 return work(connection)
         except DBAPIError as error:
             if attempt == 1 and repeats_lost(error):
+                doubt = error if isinstance(error, CommitUnanswered) else None
                 continue
+            if doubt is not None and is_outage(error):  # which says nothing of the first time
+                raise doubt from error
             if not is_conflict(error):
                 raise
             logger.debug("transaction lost a conflict (attempt %d), running it again: %s", attempt, error.orig)
