@@ -25,10 +25,10 @@ _CHUNK = 65_536
 #: How a client says COMMIT: PostgreSQL's simple query, MySQL's COM_QUERY, of it alone or at the end of a text.
 _COMMITS = (b"Q\x00\x00\x00\x0bCOMMIT\x00", b"\x07\x00\x00\x00\x03COMMIT", b"; COMMIT")
 _ROLLBACKS = (b"Q\x00\x00\x00\x0dROLLBACK\x00", b"\x09\x00\x00\x00\x03ROLLBACK")
-#: PostgreSQL's: the end of what is asked at once, a statement that is prepared by psycopg, one that is executed.
+#: PostgreSQL's: the end of what is asked at once, a statement that is prepared, one that is executed.
 _SYNC = b"S\x00\x00\x00\x04"
-_PARSE = re.compile(rb"P.{4}(_pg3_\d+)\x00([^\x00]*)\x00", re.DOTALL)
-_BIND = re.compile(rb"B.{4}\x00(_pg3_\d+|)\x00", re.DOTALL)
+_PARSE = re.compile(rb"P.{4}((?:_pg3|dagabaaz)_\d+)\x00([^\x00]*)\x00", re.DOTALL)
+_BIND = re.compile(rb"B.{4}\x00((?:_pg3|dagabaaz)_\d+|)\x00", re.DOTALL)
 #: MySQL's.
 _BEGIN = re.compile(rb"..\x00\x00\x03BEGIN", re.DOTALL)
 #: A change as a client of MySQL's sends it.

@@ -19,7 +19,7 @@ from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, Store
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.stores.sql.dialects import now
 from dagabaaz_celery.stores.sql.direct import Direct
-from dagabaaz_celery.stores.sql.drivers import Driver, Sent, find_driver
+from dagabaaz_celery.stores.sql.drivers import Sent
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.outages import CommitUnanswered, is_outage
 from dagabaaz_celery.stores.sql.owed import WorkerRow
@@ -821,27 +821,45 @@ def test_a_completion_whose_client_is_killed_meanwhile_is_whole_or_was_none(stor
     assert find_violations(store, [run_id]) == []
 
 
-def test_what_a_signal_raises_among_what_travels_together_comes_out_of_it(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch
-):
+def test_what_a_signal_raises_while_the_server_is_waited_for_comes_out_of_it(store: SqlStore):
     """And not what the driver makes of it, which would count as an outage, to be waited out."""
-    if store.database.engine.dialect.driver == "pymysql":
-        pytest.skip("PyMySQL sends it as one text")
+    waiting = {
+        "postgresql": "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE :ours",
+        "mysql": "SELECT count(*) FROM information_schema.innodb_trx "
+        "WHERE trx_state = 'LOCK WAIT' AND trx_query LIKE :ours",
+    }.get(store.database.url.get_backend_name())
+    if waiting is None:
+        pytest.skip("SQLite has no server")
+    # Given a completion that waits for its node, which another transaction has locked
     work, *_ = fan_out(store, 1)
-    driver = type(find_driver(store.database.engine.dialect.driver))
-    send, sent = driver.send, []
+    other = SqlStore(store.url, prefix=store.tables.prefix)
+    looking = {"ours": f"%{store.tables.prefix}node%"}
 
-    def interrupt(self: Driver, cursor: Any, text: str, values: Any) -> None:
-        sent.append(text)
-        if len(sent) == 3:
-            raise SoftTimeLimitExceeded
-        send(self, cursor, text, values)
+    def interrupt_once_it_waits() -> None:
+        def waits() -> bool:
+            with other.read() as connection:
+                return connection.execute(text(waiting), looking).scalar_one() > 0
 
-    with monkeypatch.context() as patched:
-        patched.setattr(driver, "send", interrupt)
-        with pytest.raises(SoftTimeLimitExceeded):
-            store.complete(work, records(1), "one")
+        wait_until(waits, "the completion waits")
+        os.kill(os.getpid(), signal.SIGUSR1)
 
+    def interrupt(*_: object) -> None:
+        raise SoftTimeLimitExceeded
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    try:
+        with other.database.write() as holder:
+            holder.execute(store.tables.node.select().with_for_update()).all()
+            interrupter = threading.Thread(target=interrupt_once_it_waits)
+            interrupter.start()
+            # When a signal cuts it off
+            with pytest.raises(SoftTimeLimitExceeded):
+                store.complete(work, records(1), "one")
+            interrupter.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        other.close()
+    # Then it did nothing, and the next does all of it
     assert store.complete(work, records(1), "one") is not None
     assert count_artifacts(store, work.attempt.run_id) == 2
     assert find_violations(store, [work.attempt.run_id]) == []
@@ -862,6 +880,31 @@ def test_nothing_is_begun_again_once_its_commit_was_asked_for(store: SqlStore):
         store.transact(work)
 
     assert len(tries) == 1
+
+
+def test_a_statement_that_stood_alone_stays_in_doubt_when_the_database_is_away_at_its_repeat(store: SqlStore):
+    """Who claims then may not give the task back to others: it may be its own already."""
+    if store.url.startswith("sqlite"):
+        pytest.skip("SQLite has no server")
+    engine, tries = store.database.engine, []
+
+    def work(connection: Connection) -> None:
+        tries.append(1)
+        end_session(store, find_session(connection))
+        engine.dispose()
+        connection.execute(text("SELECT 1"))
+
+    def refuse(dialect: Any, record: Any, given: Any, options: dict[str, Any]) -> None:
+        if tries:
+            options["port"] = 1
+
+    event.listen(engine, "do_connect", refuse)
+    try:
+        with pytest.raises(CommitUnanswered) as caught:
+            store.database.transact_each(work)
+    finally:
+        event.remove(engine, "do_connect", refuse)
+    assert is_outage(caught.value.__cause__)  # the second time there was no connection
 
 
 def test_the_databases_clock_is_the_worlds(store: SqlStore):

@@ -387,7 +387,7 @@ class _Compiled:
             connection.exec_driver_sql(self._text, values)
             return
         with _Cursor(connection, Sent(self._text, values[0], False)) as cursor:
-            cursor.executemany(self._text, values)
+            self._driver.send_each(cursor, self._text, values)
 
     def _execute_watched(self, connection: Connection, values: Any) -> Reply:
         result = connection.exec_driver_sql(self._text, values, {_SEND: self._driver.send})

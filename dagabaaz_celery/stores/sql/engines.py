@@ -16,7 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState
 
 from dagabaaz_celery.errors import ConfigurationError
 from dagabaaz_celery.stores.sql.direct import Direct, accept_direct, send_together
-from dagabaaz_celery.stores.sql.drivers import MULTI_STATEMENTS, PREPARES_ON_REQUEST, find_driver
+from dagabaaz_celery.stores.sql.drivers import MULTI_STATEMENTS, find_driver, psycopg_driver
 from dagabaaz_celery.stores.sql.outages import SQLITE_FILE_OUTAGES, read_code
 
 _BUSY_TIMEOUT_SECONDS = 30.0
@@ -184,12 +184,12 @@ def _settle_postgresql(engine: Engine, *, may_prepare: bool) -> None:
         record.info[_STANDS_ALONE] = is_own or level == "read committed"
         record.info[_PLANNED_AT] = time.monotonic()
         if is_own and may_prepare:
-            connection.prepare_threshold = PREPARES_ON_REQUEST
+            psycopg_driver.prepare_all(connection)
 
     @event.listens_for(engine, "checkout")
     def _plan_again(connection: Any, record: ConnectionPoolEntry, proxy: Any) -> None:
         # A plan that was made while a table was small reads all of it, until the server has looked at the table again.
-        if connection.prepare_threshold is not None and time.monotonic() - record.info[_PLANNED_AT] > _PLAN_SECONDS:
+        if psycopg_driver.has_prepared(connection) and time.monotonic() - record.info[_PLANNED_AT] > _PLAN_SECONDS:
             try:
                 connection.execute("DISCARD PLANS")
             except engine.dialect.loaded_dbapi.Error as error:
