@@ -20,6 +20,7 @@ from dagabaaz_celery.stores.sql.records import CARRIED, Dispatch, TaskError
 from dagabaaz_celery.stores.sql.store import KILL_AFTER, SqlStore
 from dagabaaz_celery.worker.broker import BROKER_ERRORS, Broker, Link, Refused, Target
 from dagabaaz_celery.worker.forks import fork_gate
+from dagabaaz_celery.worker.late_marks import LateMarks
 from dagabaaz_celery.worker.observers import Observers
 from dagabaaz_celery.worker.registry import PluginRegistry
 
@@ -65,6 +66,7 @@ class Publisher:
         self._fail_task = fail_task
         self._observers = observers
         self._eager = _EagerQueue()
+        self._late_marks = LateMarks(store)
 
     def publish(self, dispatches: Sequence[Dispatch]) -> bool:
         """Publish and mark as queued; False with the broker away: they stay owed, and the next sweep tries again.
@@ -74,8 +76,9 @@ class Publisher:
         if self._app.conf.task_always_eager:
             self._eager.run([self._call_eagerly(dispatch) for dispatch in dispatches])
             return True
+        parent = self._app.current_worker_task
         for start in range(0, len(dispatches), _BATCH):
-            batch = _Batch(dispatches[start : start + _BATCH], self._find_parent())
+            batch = _Batch(dispatches[start : start + _BATCH], parent)
             try:
                 self._send_batch(batch)
             finally:
@@ -88,6 +91,10 @@ class Publisher:
                 self._store.release(owed)
                 return False
         return True
+
+    def write_marks(self) -> None:
+        """Have nothing to do any more: what was published by bodies is marked."""
+        self._late_marks.write()
 
     def _send_batch(self, batch: "_Batch") -> None:
         """Send tasks over one link. What can never be sent is set aside, so that it holds up no other."""
@@ -114,7 +121,7 @@ class Publisher:
         attempt_id = dispatch.attempt_id
         try:
             with link.library_errors():
-                target, publish = self._prepare(dispatch, batch.parent_id, link.known_targets)
+                target, publish = self._prepare(dispatch, self._find_parent_id(batch), link.known_targets)
                 batch.targets[attempt_id] = target
                 if batch.refusals[target] >= _MAX_REFUSALS:
                     batch.refuse(attempt_id, "it refused others")
@@ -151,8 +158,9 @@ class Publisher:
         for attempt_id, target in batch.targets.items():
             if attempt_id not in delayed:
                 by_queue.setdefault(target.queue, []).append(attempt_id)
+        mark = self._store.mark_queued if batch.parent is None else self._late_marks.add
         for queue, attempt_ids in by_queue.items():
-            self._store.mark_queued(attempt_ids, queue or None)
+            mark(attempt_ids, queue or None)
         for (target, reason), attempt_ids in batch.refused.items():
             logger.warning(
                 "the broker refuses %d tasks for %s (%s): they stay owed, and are sent again in %.0f s",
@@ -169,12 +177,11 @@ class Publisher:
             )
             self._fail_task(attempt_id, TaskError(type(error).__name__, str(error)))
 
-    def _find_parent(self) -> str | None:
+    def _find_parent_id(self, batch: "_Batch") -> str | None:
         """The id of the task whose body publishes, which Celery would otherwise find for each message."""
-        if self._app.conf.task_inherit_parent_priority:
+        if self._app.conf.task_inherit_parent_priority or batch.parent is None:
             return None  # where it is found for it, a message gets its priority, too
-        parent = self._app.current_worker_task
-        return parent.request.id if parent else None
+        return str(batch.parent.request.id)
 
     def _prepare(
         self, dispatch: Dispatch, parent_id: str | None, known: Container[Target]
@@ -336,9 +343,10 @@ class _Receipt:
 class _Batch:
     """Tasks that are sent together, and what became of them."""
 
-    def __init__(self, dispatches: Sequence[Dispatch], parent_id: str | None) -> None:
+    def __init__(self, dispatches: Sequence[Dispatch], parent: Any) -> None:
         self.dispatches = dispatches
-        self.parent_id = parent_id
+        #: Celery's task whose body publishes these, if one does.
+        self.parent = parent
         #: Where those are that the broker has, by attempt id.
         self.targets: dict[str, Target] = {}
         #: Why others can never be sent, by attempt id.

@@ -145,9 +145,15 @@ class Runtime:
 
     def close(self) -> None:
         """Close the connections to store and broker, where they were ever used."""
+        self.write_marks()
         for part in ("broker", "store"):
             if part in self.__dict__:
                 self.__dict__[part].close()
+
+    def write_marks(self) -> None:
+        """Before this process ends, or leaves the store: see ``LateMarks``."""
+        if "publisher" in self.__dict__:
+            self.publisher.write_marks()
 
     @property
     def is_worker(self) -> bool:

@@ -54,6 +54,7 @@ class SignalReceivers:
         signals.task_postrun.connect(self.on_postrun)
         signals.task_revoked.connect(self.on_revoked)
         signals.task_unknown.connect(self.on_unknown)
+        signals.worker_process_shutdown.connect(self.on_process_shutdown)
 
     def on_prerun(self, sender: Task, task_id: str, **_: Any) -> None:
         """Show an unfenced task as running: it runs whatever the store says. Of others the wrapper is to be called."""
@@ -111,6 +112,10 @@ class SignalReceivers:
         header = (message.headers or {}).get(HEADER)
         if self._is_ours(sender.app, header):
             self._do("unknown task", id, lambda: self._return_unknown(id, name))
+
+    def on_process_shutdown(self, **_: Any) -> None:
+        """A pool's process ends."""
+        self._runtime.write_marks()
 
     def _do(self, what: str, task_id: str, call: Callable[[], Any]) -> None:
         """Make the call here in a pool process or thread; in the consumer's thread hand it to the sweep."""

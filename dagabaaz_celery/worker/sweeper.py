@@ -392,6 +392,7 @@ def build_sweep_step(runtime: Runtime, prepare: Callable[[], None]) -> type[boot
         def _withdraw(self, sender: Any, **_: Any) -> None:
             signals.worker_shutdown.disconnect(self._withdraw)
             withdraw_report(runtime)
+            runtime.write_marks()
             self._sweeper.stop()
             runtime.worker_id = None
             stop_flag.share()  # for the next worker of a process that outlives this one

@@ -278,6 +278,7 @@ def test_a_run_shows_its_nodes_and_tasks(dag: Dagabaaz, gate: Gate):
     with embedded_worker(dag.app, pool="threads", concurrency=1):
         run = start(dag, node("count", name="Count them"), node("work", "count"), input={"n": 2}, key="k")
         assert gate.reached.wait(PATIENCE)
+        wait_until(lambda: run.snapshot().nodes[1].tasks.get("queued"), "the other is marked as published")
         shown = run.snapshot()
         tasks = run.tasks()
         gate.opened.set()
