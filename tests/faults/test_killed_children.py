@@ -50,21 +50,19 @@ _CLAIMED = [("claim committed", False, True)]
 _IN_HAND = [(point, True, True) for point in ("body begins", "body ends", "complete begins", "complete commits")]
 _COMMITTED = [("complete committed", False, False)]
 _PUBLISHING = [(point, False, False) for point in ("publish", "published")]
-_MARKING = [(f"mark_queued {step}", False, False) for step in ("begins", "commits", "committed")]
 #: The task at the root, alone; what follows its outcome is that its branches are published.
 AT_THE_ROOT = [
     *(Case(point, 0, ("source",), again, lost) for point, again, lost in _NOT_CLAIMED + _CLAIMED + _IN_HAND),
-    *(Case(point, 0, _BRANCHES, again, lost) for point, again, lost in _COMMITTED + _PUBLISHING + _MARKING),
+    *(Case(point, 0, _BRANCHES, again, lost) for point, again, lost in _COMMITTED + _PUBLISHING),
 ]
 #: One of several siblings; and the publisher of several messages, when some are sent.
 AMONG_OTHERS = [
     *(Case(point, 3, _BRANCHES, again, lost) for point, again, lost in _NOT_CLAIMED + _CLAIMED + _IN_HAND + _COMMITTED),
     *(Case(point, 3, _BRANCHES, again, lost) for point, again, lost in _PUBLISHING),
-    *(Case(point, 1, ("pair",), again, lost) for point, again, lost in _MARKING),
 ]
 #: Few that between them wait for each of the ways in which work is found again.
 TYPICAL = [case for case in AT_THE_ROOT if case.point in {"claim begins", "claim committed", "complete commits"}] + [
-    case for case in AMONG_OTHERS if case.point in {"body begins", "publish", "mark_queued begins"}
+    case for case in AMONG_OTHERS if case.point in {"body begins", "publish"}
 ]
 
 

@@ -29,7 +29,7 @@ CASES = [
     ("follow_end committed", 0),
     ("publish", 0),
     ("published", 1),
-    ("mark_queued commits", 0),
+    ("mark_queued begins", 0),
     ("claim committed", 1),
     ("body begins", 0),
     ("body begins", COUNT),

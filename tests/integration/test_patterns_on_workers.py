@@ -225,4 +225,4 @@ def test_failure(dag: Dagabaaz):
     assert run.error.message.endswith("cannot be read")
     assert "raise ValueError" in run.error.traceback
     assert statuses(run, "never") == []
-    assert set(statuses(run, "refuse")) <= {"failed", "cancelled", "queued", "running"}
+    assert set(statuses(run, "refuse")) <= {"failed", "cancelled", "pending", "queued", "running"}
