@@ -1,10 +1,12 @@
 """What the SQL store promises beyond the protocols: costs, lost answers, half-written launches, ends and debts."""
 
+import gc
 import json
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -863,6 +865,20 @@ def test_what_a_signal_raises_while_the_server_is_waited_for_comes_out_of_it(sto
     assert store.complete(work, records(1), "one") is not None
     assert count_artifacts(store, work.attempt.run_id) == 2
     assert find_violations(store, [work.attempt.run_id]) == []
+
+
+def test_a_connection_that_was_closed_is_kept_by_nobody(store: SqlStore):
+    if store.url.startswith("sqlite"):
+        pytest.skip("there are no weak references to sqlite3's")
+    run_id = start(store, node("a")).run.id
+    other = SqlStore(store.url, prefix=store.tables.prefix)
+    with other.database.write() as connection:
+        other.rows.runs.set_nodes_done(connection, run_id, 0)
+        opened = weakref.ref(connection.connection.dbapi_connection)
+    del connection
+    other.close()
+    gc.collect()
+    assert opened() is None
 
 
 def test_nothing_is_begun_again_once_its_commit_was_asked_for(store: SqlStore):

@@ -7,8 +7,9 @@ from functools import lru_cache
 from itertools import count
 from types import NoneType
 from typing import Any, NamedTuple
-from weakref import WeakKeyDictionary
 
+#: Where a connection of psycopg's has its ``_LibpqSession``, which goes with it.
+_SESSION = "dagabaaz_session"
 #: Statements that are sent together of one that is executed for each of many values.
 _MANY = 500
 #: The flag of MySQL's protocol by which a server says that a transaction is open.
@@ -69,34 +70,33 @@ class _Sqlite(Driver):
 class _Psycopg(Driver):
     """psycopg 3. In a session that may prepare, statements are handed to libpq: a cursor takes longer than most do."""
 
-    def __init__(self) -> None:
-        self._sessions: WeakKeyDictionary[Any, _LibpqSession] = WeakKeyDictionary()
-
     def prepare_all(self, connection: Any) -> None:
         """Have what is sent over a connection prepared, by which psycopg prepares nothing: its session is one's own."""
         is_utf8 = connection.pgconn.parameter_status(b"client_encoding") == b"UTF8"
         if is_utf8 and connection.prepare_threshold is None and self.can_send_together(connection):
-            self._sessions[connection] = _LibpqSession(connection)
+            setattr(connection, _SESSION, _LibpqSession(connection))
 
     def has_prepared(self, connection: Any) -> bool:
         """Whether there are statements whose plans the server keeps."""
-        return connection.prepare_threshold is not None or connection in self._sessions
+        return connection.prepare_threshold is not None or hasattr(connection, _SESSION)
 
     def can_send_together(self, connection: Any) -> bool:
         return bool(_import_psycopg().Pipeline.is_supported())  # libpq 14 and later
 
     def send_one(self, cursor: Any, sent: Sent) -> Reply:
-        session, values = self._sessions.get(cursor.connection), _encode_all([sent])
+        session, values = getattr(cursor.connection, _SESSION, None), _encode_all([sent])
         if session is None or values is None:
             self.send(cursor, sent.text, sent.values)
             return _read(cursor, sent)
-        return session.send([sent], values)[0]
+        reply: Reply = session.send([sent], values)[0]
+        return reply
 
     def send_together(self, cursor: Any, batch: Sequence[Sent]) -> list[Reply]:
-        session, values = self._sessions.get(cursor.connection), _encode_all(batch)
+        session, values = getattr(cursor.connection, _SESSION, None), _encode_all(batch)
         if session is None or values is None:
             return self._send_by_cursors(cursor.connection, batch)
-        return session.send(batch, values)
+        replies: list[Reply] = session.send(batch, values)
+        return replies
 
     def send_each(self, cursor: Any, text: str, values: Sequence[Any]) -> None:
         for start in range(0, len(values), _MANY):
