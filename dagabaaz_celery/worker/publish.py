@@ -94,7 +94,7 @@ class Publisher:
 
     def write_marks(self) -> None:
         """Have nothing to do any more: what was published by bodies is marked."""
-        self._late_marks.write()
+        self._late_marks.close()
 
     def _send_batch(self, batch: "_Batch") -> None:
         """Send tasks over one link. What can never be sent is set aside, so that it holds up no other."""
@@ -153,13 +153,14 @@ class Publisher:
 
     def _mark(self, batch: "_Batch") -> None:
         """Record what became of a batch; a delayed task stays pending, as nothing is lost before it is due."""
-        delayed = {dispatch.attempt_id for dispatch in batch.dispatches if dispatch.delay}
-        by_queue: dict[str, list[str]] = {}
-        for attempt_id, target in batch.targets.items():
-            if attempt_id not in delayed:
-                by_queue.setdefault(target.queue, []).append(attempt_id)
-        mark = self._store.mark_queued if batch.parent is None else self._late_marks.add
-        for queue, attempt_ids in by_queue.items():
+        by_queue: dict[tuple[str, bool], list[str]] = {}
+        for dispatch in batch.dispatches:
+            target = batch.targets.get(dispatch.attempt_id)
+            if target is not None and not dispatch.delay:
+                is_late = batch.parent is not None and self._is_claimed_by_wrapper(dispatch)
+                by_queue.setdefault((target.queue, is_late), []).append(dispatch.attempt_id)
+        for (queue, is_late), attempt_ids in by_queue.items():
+            mark = self._late_marks.add if is_late else self._store.mark_queued
             mark(attempt_ids, queue or None)
         for (target, reason), attempt_ids in batch.refused.items():
             logger.warning(
@@ -176,6 +177,11 @@ class Publisher:
                 "attempt %s of run %s cannot be published, its task fails: %s", attempt_id, runs[attempt_id], error
             )
             self._fail_task(attempt_id, TaskError(type(error).__name__, str(error)))
+
+    def _is_claimed_by_wrapper(self, dispatch: Dispatch) -> bool:
+        """Else Celery may send the same attempt once more, for a retry, before a mark that comes late."""
+        definition = self._store.definition_of(dispatch.definition_hash).definition
+        return definition.plugin_of(dispatch.node_index).wrapped
 
     def _find_parent_id(self, batch: "_Batch") -> str | None:
         """The id of the task whose body publishes, which Celery would otherwise find for each message."""

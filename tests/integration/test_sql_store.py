@@ -867,6 +867,43 @@ def test_what_a_signal_raises_while_the_server_is_waited_for_comes_out_of_it(sto
     assert find_violations(store, [work.attempt.run_id]) == []
 
 
+def test_what_was_prepared_before_an_error_is_not_prepared_again(store: SqlStore):
+    if store.database.engine.dialect.driver != "psycopg":
+        pytest.skip("others prepare nothing")
+    good, bad = Direct(select(literal(7).label("seven"))), Direct(text("SELECT 1/0"))
+
+    def fail(connection: Connection) -> None:
+        asked = [good.ask(connection, {}), bad.ask(connection, {})]
+        asked[1].all()
+
+    counts = []
+    for _ in range(3):
+        with pytest.raises(DBAPIError):
+            store.transact(fail)
+        with store.read() as connection:  # the same one
+            counts.append(connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one())
+    assert counts[0] == counts[1] == counts[2]
+
+
+def test_a_table_that_is_another_than_it_was_is_found_out_once(store: SqlStore):
+    """As after a migration that another release made meanwhile: what was prepared for the old one is of no use."""
+    if store.database.url.get_backend_name() != "postgresql":
+        pytest.skip("others prepare nothing")
+    table, (first, second) = f"{store.tables.prefix}changing", ("bigint", "text")
+    read = Direct(text(f"SELECT value FROM {table}"))
+    with store.database.write() as connection:
+        connection.execute(text(f"CREATE TABLE {table} (value {first})"))
+    try:
+        for kind in (second, first):
+            store.transact(lambda connection: read.all(connection, {}))
+            with store.database.write() as connection:
+                connection.execute(text(f"ALTER TABLE {table} ALTER value TYPE {kind} USING value::{kind}"))
+        store.transact(lambda connection: read.all(connection, {}))
+    finally:
+        with store.database.write() as connection:
+            connection.execute(text(f"DROP TABLE {table}"))
+
+
 def test_a_connection_that_was_closed_is_kept_by_nobody(store: SqlStore):
     if store.url.startswith("sqlite"):
         pytest.skip("there are no weak references to sqlite3's")

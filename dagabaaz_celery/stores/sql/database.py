@@ -28,6 +28,7 @@ from dagabaaz_celery.stores.sql.engines import (
     stands_alone,
 )
 from dagabaaz_celery.stores.sql.outages import (
+    DATABASE_ERRORS,
     SQLITE_RIGHTS,
     CommitUnanswered,
     is_conflict,
@@ -272,22 +273,24 @@ def _repeat_victims(
     repeats_lost: Callable[[DBAPIError], bool],
 ) -> T:
     doubt: CommitUnanswered | None = None
-    for attempt in range(1, _CONFLICT_TRIES):
+    attempt = 0
+    while True:
+        attempt += 1
         try:
             with enter() as connection:
                 return work(connection)
-        except DBAPIError as error:
+        except DATABASE_ERRORS as error:
+            if doubt is not None and is_outage(error):  # which says nothing of the first time
+                raise doubt from error
+            if not isinstance(error, DBAPIError):
+                raise
             if attempt == 1 and repeats_lost(error):
                 doubt = error if isinstance(error, CommitUnanswered) else None
                 continue
-            if doubt is not None and is_outage(error):  # which says nothing of the first time
-                raise doubt from error
-            if not is_conflict(error):
+            if attempt == _CONFLICT_TRIES or not is_conflict(error):
                 raise
             logger.debug("transaction lost a conflict (attempt %d), running it again: %s", attempt, error.orig)
         time.sleep(random.uniform(0, 0.01 * 2**attempt))  # noqa: S311  # jitter, not a secret
-    with enter() as connection:
-        return work(connection)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 #: Where a connection of psycopg's has its ``_LibpqSession``, which goes with it.
 _SESSION = "dagabaaz_session"
+#: SQLSTATEs after which it is prepared anew: not supported (of a plan that is cached), unknown, wrong.
+_OF_THE_STATEMENT = ("0A", "26", "42")
 #: Statements that are sent together of one that is executed for each of many values.
 _MANY = 500
 #: The flag of MySQL's protocol by which a server says that a transaction is open.
@@ -141,34 +143,43 @@ class _LibpqSession:
         self._wait = connection.wait
         self._transformer = self._library.adapt.Transformer(connection)
         self._prepared: dict[str, bytes] = {}
-        #: Not used again: what was prepared before an error is there, and what came after it is not.
+        #: Not used again.
         self._names = (b"dagabaaz_%d" % number for number in count())
 
     def send(self, batch: Sequence[Sent], values: Sequence[list[bytes | None]]) -> list[Reply]:
         """Send statements, up to the first that fails, whose error of psycopg's is raised."""
-        pgconn, new, were_prepared = self._pgconn, dict[str, bytes](), list[bool]()
+        pgconn, new = self._pgconn, dict[str, bytes]()
+        sends: list[str | None] = []  # what is prepared; None for what is executed
         pgconn.enter_pipeline_mode()
         for sent, encoded in zip(batch, values, strict=True):
             name = self._prepared.get(sent.text) or new.get(sent.text)
-            were_prepared.append(name is not None)
             if name is None:
                 name = new[sent.text] = next(self._names)
                 pgconn.send_prepare(name, _number_places(sent.text).text)
+                sends.append(sent.text)
             pgconn.send_query_prepared(name, encoded)
+            sends.append(None)
         pgconn.pipeline_sync()
         self._wait(self._library.generators.send(pgconn))
-        results = iter(self._read_results())
-        replies = []
-        for sent, was_prepared in zip(batch, were_prepared, strict=True):
-            if not was_prepared:
-                next(results)
-            replies.append(self._to_reply(next(results), sent))
+        results, failed = self._read_results()
+        answers = []
+        for text, result in zip(sends, results, strict=False):  # shorter where the connection was lost
+            if text is None:
+                answers.append(result)
+            elif result.status == self._library.pq.ExecStatus.COMMAND_OK:
+                self._prepared[text] = new[text]
+        if failed is not None:
+            error = self._library.errors.error_from_result(failed)
+            if (error.sqlstate or "").startswith(_OF_THE_STATEMENT):  # a table that is another than it was
+                for sent in batch:
+                    self._prepared.pop(sent.text, None)
+            raise error
+        replies = [self._to_reply(result, sent) for result, sent in zip(answers, batch, strict=True)]
         self._transformer.set_pgresult(None)
-        self._prepared.update(new)
         return replies
 
-    def _read_results(self) -> list[Any]:
-        """A result for each thing that was sent. Where one failed, its error is raised once all are read."""
+    def _read_results(self) -> tuple[list[Any], Any]:
+        """A result for each thing that was sent, and the one that failed, or None."""
         status, pgconn = self._library.pq.ExecStatus, self._pgconn
         results: list[Any] = []
         failed = None
@@ -182,9 +193,7 @@ class _LibpqSession:
                 raise
         else:
             pgconn.exit_pipeline_mode()
-        if failed is not None:
-            raise self._library.errors.error_from_result(failed)
-        return results
+        return results, failed
 
     def _to_reply(self, result: Any, sent: Sent) -> Reply:
         changed = result.command_tuples

@@ -199,7 +199,8 @@ def _settle_postgresql(engine: Engine, *, may_prepare: bool) -> None:
     @event.listens_for(engine, "handle_error")
     def _give_up_session(context: ExceptionContext) -> None:
         code = read_code(context.original_exception)
-        if code == "26000" or (code == "0A000" and "cached plan" in str(context.original_exception)):
+        where = getattr(getattr(context.original_exception, "diag", None), "source_function", None)
+        if code == "26000" or (code == "0A000" and where == "RevalidateCachedQuery"):
             # What sessions have prepared is of no use any more: a column's type was changed, or somebody discarded it.
             context.is_disconnect = True
 

@@ -912,12 +912,15 @@ class SqlStore:
         """Take tasks that are owed to the queue; whoever took them publishes them."""
         return self.transact(lambda connection: self.rows.tasks.lease_due(connection, limit=limit, lease=self._lease))
 
-    def mark_queued(self, attempt_ids: Sequence[str], queue: str | None = None) -> None:
-        """Record that these attempts were published to a queue (None: unknown, their loss goes unnoticed)."""
-        lease = self._resend_after
+    def mark_queued(self, attempt_ids: Sequence[str], queue: str | None = None, *, age: float = 0.0) -> None:
+        """Record that these attempts were published to a queue (None: unknown, their loss goes unnoticed).
+
+        ``age``: so many seconds ago.
+        """
+        times = (self._resend_after, int(age * MICROSECONDS))
         for start in range(0, len(attempt_ids), ID_CHUNK):
             chunk = attempt_ids[start : start + ID_CHUNK]
-            self.transact_each(lambda c, chunk=chunk: self.rows.tasks.mark_queued(c, chunk, queue, lease))  # type: ignore[misc]
+            self.transact_each(lambda c, chunk=chunk: self.rows.tasks.mark_queued(c, chunk, queue, *times))  # type: ignore[misc]
 
     def list_waiting_queues(self, *, within: float = 0.0) -> dict[str, int]:
         """Queues in which a published task waits whose lease ends ``within`` seconds, with all that wait there."""

@@ -359,7 +359,7 @@ class TaskRows:
             .values(
                 status=TaskStatus.QUEUED.value,
                 queue=bindparam("b_queue"),
-                queued_at=now(),
+                queued_at=now() - bindparam("b_age"),
                 lease_until=now() + bindparam("b_lease"),
             )
         )
@@ -665,9 +665,11 @@ class TaskRows:
             for row in due
         ]
 
-    def mark_queued(self, connection: Connection, attempt_ids: Sequence[str], queue: str | None, lease: int) -> None:
+    def mark_queued(
+        self, connection: Connection, attempt_ids: Sequence[str], queue: str | None, lease: int, age: int
+    ) -> None:
         """Record that these attempts were published; those claimed meanwhile stay as they are."""
-        self._mark.change(connection, attempt_ids, {"b_queue": queue, "b_lease": lease})
+        self._mark.change(connection, attempt_ids, {"b_queue": queue, "b_lease": lease, "b_age": age})
 
     def release(self, connection: Connection, attempt_ids: Sequence[str]) -> None:
         """Give back the leases of attempts that could not be published."""
