@@ -60,12 +60,14 @@ class LateMarks:
         with self._lock:
             thread = self._thread
         self._hurry.set()
-        if thread is not None and thread.is_alive():
-            thread.join()
-        self._hurry.clear()
-        self.write()
+        try:
+            if thread is not None and thread.is_alive():
+                thread.join()
+        finally:
+            self._hurry.clear()
+        self._write()
 
-    def write(self) -> None:
+    def _write(self) -> None:
         """Write what waits. What the database does not take now is left to the sweep, which sends it again."""
         with self._writing:
             with self._lock:
@@ -75,16 +77,17 @@ class LateMarks:
                 try:
                     self._store.mark_queued(waiting.attempt_ids, queue, age=time.monotonic() - waiting.last_sent)
                 except Exception as error:
-                    unmarked = [waiting, *left.values()] if is_outage(error) else [waiting]
+                    unmarked = [waiting]
+                    if is_outage(error):  # of the others it would say the same, each time after a while
+                        unmarked += left.values()
+                        left = {}
                     number = sum(len(each.attempt_ids) for each in unmarked)
                     logger.warning("%d published tasks are not marked, and are sent again: %s", number, error)
-                    if is_outage(error):
-                        return
 
     def _write_while_some_wait(self) -> None:
         while True:
             self._hurry.wait(_PAUSE)
-            self.write()
+            self._write()
             with self._lock:
                 if not self._waiting:
                     self._thread = None

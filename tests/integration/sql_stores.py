@@ -84,8 +84,8 @@ def noting_round_trips(note: Callable[[Sequence[Sent]], object]) -> Iterator[Non
         patched.setattr(kind, name, send)
 
     with pytest.MonkeyPatch.context() as patched:
-        for kind in (Driver, type(find_driver("psycopg"))):
-            wrap(kind, "send_one", lambda sent: [sent])
+        for driver in ("pysqlite", "psycopg", "pymysql"):
+            wrap(type(find_driver(driver)), "send_one", lambda sent: [sent])
         for driver in ("psycopg", "pymysql"):
             wrap(type(find_driver(driver)), "send_together", list)
         yield

@@ -15,13 +15,14 @@ import pytest
 from celery.exceptions import SoftTimeLimitExceeded
 from sqlalchemy import Connection, NullPool, create_engine, event, literal, select, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from dagabaaz_celery.constants import FanMode, RunStatus, TaskStatus
 from dagabaaz_celery.errors import KeyConflict, RunStateError, StoreError, StoreSchemaError, UnknownRun
 from dagabaaz_celery.models import TaskArtifact
 from dagabaaz_celery.stores.sql.dialects import now
 from dagabaaz_celery.stores.sql.direct import Direct
-from dagabaaz_celery.stores.sql.drivers import Sent
+from dagabaaz_celery.stores.sql.drivers import Sent, psycopg_driver
 from dagabaaz_celery.stores.sql.invariants import find_violations
 from dagabaaz_celery.stores.sql.outages import CommitUnanswered, is_outage
 from dagabaaz_celery.stores.sql.owed import WorkerRow
@@ -868,8 +869,10 @@ def test_what_a_signal_raises_while_the_server_is_waited_for_comes_out_of_it(sto
 
 
 def test_what_was_prepared_before_an_error_is_not_prepared_again(store: SqlStore):
-    if store.database.engine.dialect.driver != "psycopg":
-        pytest.skip("others prepare nothing")
+    with store.read() as connection:
+        own = connection.connection.dbapi_connection
+        if store.database.engine.dialect.driver != "psycopg" or not psycopg_driver.has_prepared(own):
+            pytest.skip("nothing is prepared there")
     good, bad = Direct(select(literal(7).label("seven"))), Direct(text("SELECT 1/0"))
 
     def fail(connection: Connection) -> None:
@@ -935,7 +938,10 @@ def test_nothing_is_begun_again_once_its_commit_was_asked_for(store: SqlStore):
     assert len(tries) == 1
 
 
-def test_a_statement_that_stood_alone_stays_in_doubt_when_the_database_is_away_at_its_repeat(store: SqlStore):
+@pytest.mark.parametrize("away", ["refused", "the pool is empty"])
+def test_a_statement_that_stood_alone_stays_in_doubt_when_the_database_is_away_at_its_repeat(
+    store: SqlStore, away: str
+):
     """Who claims then may not give the task back to others: it may be its own already."""
     if store.url.startswith("sqlite"):
         pytest.skip("SQLite has no server")
@@ -948,6 +954,8 @@ def test_a_statement_that_stood_alone_stays_in_doubt_when_the_database_is_away_a
         connection.execute(text("SELECT 1"))
 
     def refuse(dialect: Any, record: Any, given: Any, options: dict[str, Any]) -> None:
+        if tries and away == "the pool is empty":
+            raise PoolTimeoutError
         if tries:
             options["port"] = 1
 

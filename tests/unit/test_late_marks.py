@@ -57,7 +57,7 @@ def test_a_mark_that_fails_is_logged_and_the_others_are_written(caplog: pytest.L
     marks = late_marks(marked)
     marks.add(["a", "b"], "bad")
     marks.add(["c"], "good")
-    marks.write()
+    marks.close()
     assert marked.calls == [("good", ["c"])]
     assert "2 published tasks are not marked, and are sent again: the database is away" in caplog.text
 
@@ -68,12 +68,12 @@ def test_a_forked_child_leaves_its_parents_marks_alone():
     marks.add(["a"], "one")
     child = os.fork()
     if not child:
-        marks.write()
+        marks.close()
         marks.add(["b"], "one")
-        marks.write()
+        marks.close()
         os._exit(0 if marked.calls == [("one", ["b"])] else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    marks.write()
+    marks.close()
     assert marked.calls == [("one", ["a"])]
 
 
@@ -104,7 +104,7 @@ def test_whoever_asks_for_marks_finds_those_written_that_are_being_written():
     marks = late_marks(Slow())
     marks.add(["a"], "one")
     assert begun.wait(10)
-    asking = threading.Thread(target=marks.write)
+    asking = threading.Thread(target=marks.close)
     asking.start()
     assert not marked.calls
     may_end.set()

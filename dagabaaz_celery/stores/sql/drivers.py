@@ -86,19 +86,12 @@ class _Psycopg(Driver):
         return bool(_import_psycopg().Pipeline.is_supported())  # libpq 14 and later
 
     def send_one(self, cursor: Any, sent: Sent) -> Reply:
-        session, values = getattr(cursor.connection, _SESSION, None), _encode_all([sent])
-        if session is None or values is None:
-            self.send(cursor, sent.text, sent.values)
-            return _read(cursor, sent)
-        reply: Reply = session.send([sent], values)[0]
-        return reply
+        replies = self._hand_over(cursor.connection, [sent])
+        return super().send_one(cursor, sent) if replies is None else replies[0]
 
     def send_together(self, cursor: Any, batch: Sequence[Sent]) -> list[Reply]:
-        session, values = getattr(cursor.connection, _SESSION, None), _encode_all(batch)
-        if session is None or values is None:
-            return self._send_by_cursors(cursor.connection, batch)
-        replies: list[Reply] = session.send(batch, values)
-        return replies
+        replies = self._hand_over(cursor.connection, batch)
+        return self._send_by_cursors(cursor.connection, batch) if replies is None else replies
 
     def send_each(self, cursor: Any, text: str, values: Sequence[Any]) -> None:
         for start in range(0, len(values), _MANY):
@@ -106,6 +99,12 @@ class _Psycopg(Driver):
 
     def is_at_rest(self, connection: Any) -> bool:
         return bool(connection.pgconn.transaction_status == 0)  # IDLE
+
+    def _hand_over(self, connection: Any, batch: Sequence[Sent]) -> list[Reply] | None:
+        """None where a cursor has to do it."""
+        session: _LibpqSession | None = getattr(connection, _SESSION, None)
+        values = None if session is None else _encode_all(batch)
+        return None if session is None or values is None else session.send(batch, values)
 
     def _send_by_cursors(self, connection: Any, batch: Sequence[Sent]) -> list[Reply]:
         """https://www.psycopg.org/psycopg3/docs/advanced/pipeline.html"""
