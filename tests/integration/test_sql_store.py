@@ -558,6 +558,17 @@ def test_a_paused_run_refuses_claims_and_owes_them_again(store: SqlStore):
     assert [dispatch.attempt_id for dispatch in store.lease_due_tasks(10)] == [attempt_id]
 
 
+def test_a_task_that_is_marked_late_was_published_when_it_was_sent(store: SqlStore):
+    """What came before it in its queue and is not with a worker is taken for lost."""
+    (attempt_id,) = attempts_of(start(store, node("a")))
+    before = store.read_clock()
+    store.mark_queued([attempt_id], "work", age=60.0)
+    with store.read() as connection:
+        (task,) = connection.execute(store.tables.task.select()).all()
+    assert before <= task.queued_at + 60_000_000 <= store.read_clock()
+    assert task.lease_until > before
+
+
 def test_a_delayed_retry_is_not_due_before_its_time(store: SqlStore):
     work = claim(store, attempts_of(start(store, node("a")))[0])
 

@@ -16,6 +16,7 @@ from kombu import Queue
 from dagabaaz_celery.app import Dagabaaz
 from dagabaaz_celery.models import ConfigSource
 from dagabaaz_celery.testing import embedded_worker
+from dagabaaz_celery.worker import late_marks
 from tests.integration.celery_support import PATIENCE, complete, fail, make_app, node, start, statuses, wait_until
 
 POOLS = ("solo", "threads")
@@ -115,6 +116,27 @@ def test_its_retries_are_celerys_own_and_nobody_takes_it_for_lost_meanwhile(
         assert seen[1][1] - seen[0][1] >= 0.69
         [snapshot] = run.tasks()
         assert (snapshot.retries, snapshot.recoveries, snapshot.attempt) == (1, 0, 1)
+
+
+def test_a_retry_that_comes_soon_after_it_was_published_waits_for_its_time(
+    dag: Dagabaaz, task: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(late_marks, "_PAUSE", PATIENCE)
+
+    @dag.plugin
+    def first() -> int:
+        return 1
+
+    @task(bind=True)
+    def second(self, value):
+        raise self.retry(countdown=3600)
+
+    with embedded_worker(dag.app):
+        run = start(dag, node("first"), node("second", "first", plugin=name_of(second)))
+        wait_until(lambda: [each.retries for each in run.tasks() if each.node == "second"] == [1], "it is retried")
+        dag._runtime.write_marks()  # of what the first one's body has published
+        assert statuses(run, "second") == ["pending"]
+        run.cancel()
 
 
 def test_past_its_max_retries_the_run_fails(dag: Dagabaaz, task: Callable[..., Any]):
