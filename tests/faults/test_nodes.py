@@ -69,7 +69,8 @@ def test_a_worker_can_be_hurt_frozen_and_shut_down(celery_worker: CeleryTestWork
     worker.stop()
     assert worker.status == "exited"
     celery_worker.restart()
-    assert answering_workers(dag, limit=1) == {celery_worker.hostname()}
+    # (By Redis a worker is "ready" a moment before it has subscribed: a ping of that moment reaches nobody.)
+    wait_until(lambda: answering_workers(dag, limit=1, timeout=1) == {celery_worker.hostname()}, "it answers again")
     worker.quit()
     assert worker.status == "exited"
 
