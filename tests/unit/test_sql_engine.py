@@ -1,6 +1,9 @@
 """Engines: what their URLs may be, what drivers are told, and which errors mean that the database is away."""
 
 import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -97,10 +100,80 @@ def test_a_commit_that_fails_is_unanswered_and_a_statement_that_fails_is_not(tmp
 
 
 def test_a_wait_for_a_locked_sqlite_file_is_as_long_as_the_url_says(tmp_path: Path):
-    database = Database(f"sqlite:///{tmp_path / 'a'}?timeout=0.5")
-    with database.read() as connection:
-        assert connection.exec_driver_sql("PRAGMA busy_timeout").scalar_one() == 500
+    database = Database(f"sqlite:///{tmp_path / 'a'}?timeout=0.2")
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a)")
+    with locked(tmp_path / "a"):
+        began = time.monotonic()
+        with pytest.raises(OperationalError, match="database is locked") as caught, database.write():
+            pass
+    assert time.monotonic() - began >= 0.2
+    assert is_outage(caught.value)
     database.close()
+
+
+@pytest.mark.parametrize("write", [Database.write, Database.write_each], ids=["a transaction", "a statement alone"])
+def test_who_writes_to_a_sqlite_file_waits_for_who_has_it_locked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Database], Any]
+):
+    database = Database(f"sqlite:///{tmp_path / 'a'}")
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a)")
+    pauses = []
+    with locked(tmp_path / "a") as other:
+        # The other is done while we wait for the third time
+        monkeypatch.setattr(
+            time, "sleep", lambda seconds: pauses.append(seconds) or (other.commit() if len(pauses) == 3 else None)
+        )
+        with write(database) as connection:
+            connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+    assert len(pauses) == 3
+    assert max(pauses) < 0.001  # what is waited for takes less than SQLite's own first pause
+    with database.read() as connection:
+        assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar_one() == 1
+    database.close()
+
+
+def test_a_commit_waits_for_who_reads_a_sqlite_file_without_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    database = Database(f"sqlite:///{tmp_path / 'a'}")
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a)")
+    with database.write_each() as connection:  # as on a file system that cannot share memory
+        assert connection.exec_driver_sql("PRAGMA journal_mode=DELETE").scalar_one() == "delete"
+    reader = sqlite3.connect(tmp_path / "a", isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT * FROM t").fetchall() == []
+    monkeypatch.setattr(time, "sleep", lambda seconds: reader.commit())
+    with database.write() as connection:
+        connection.exec_driver_sql("INSERT INTO t VALUES (1)")
+    assert reader.execute("SELECT * FROM t").fetchall() == [(1,)]
+    reader.close()
+    database.close()
+
+
+def test_a_transaction_that_read_what_is_not_the_latest_does_not_wait_to_write(tmp_path: Path):
+    database = Database(f"sqlite:///{tmp_path / 'a'}?timeout=600")
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a)")
+    with database.read() as connection:
+        connection.exec_driver_sql("SELECT * FROM t")
+        with locked(tmp_path / "a") as other:
+            other.execute("INSERT INTO t VALUES (1)")
+            other.commit()
+        with pytest.raises(OperationalError, match="database is locked"):
+            connection.exec_driver_sql("INSERT INTO t VALUES (2)")
+    database.close()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[sqlite3.Connection]:
+    """A SQLite file that somebody else is writing to."""
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield other
+    finally:
+        other.close()
 
 
 def test_a_timeout_that_is_no_number_is_refused(tmp_path: Path):

@@ -4,8 +4,6 @@ Every transaction is READ COMMITTED on servers and BEGIN IMMEDIATE on SQLite (a 
 fails with "database is locked" however long it waits; a plain BEGIN is used for reads).
 """
 
-import random
-import sqlite3
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +16,7 @@ from dagabaaz_celery.errors import ConfigurationError
 from dagabaaz_celery.stores.sql.direct import Direct, accept_direct, send_together
 from dagabaaz_celery.stores.sql.drivers import MULTI_STATEMENTS, find_driver, psycopg_driver
 from dagabaaz_celery.stores.sql.outages import SQLITE_FILE_OUTAGES, read_code
+from dagabaaz_celery.stores.sql.patience import PatientConnection
 
 _BUSY_TIMEOUT_SECONDS = 30.0
 #: Connections of one process: a few are kept, and a pool of threads may need as many as it has threads.
@@ -295,7 +294,7 @@ def _build_sqlite_engine(url: URL) -> Engine:
     timeout = _read_busy_timeout(url)
     engine = create_engine(
         url,
-        connect_args={"timeout": timeout, "check_same_thread": False},
+        connect_args={"factory": PatientConnection, "timeout": 0, "check_same_thread": False},
         hide_parameters=True,
         pool_reset_on_return=None,
     )
@@ -303,12 +302,12 @@ def _build_sqlite_engine(url: URL) -> Engine:
     _end_abandoned_transactions(engine)
 
     @event.listens_for(engine, "connect")
-    def _configure(connection: sqlite3.Connection, record: Any) -> None:
+    def _configure(connection: PatientConnection, record: ConnectionPoolEntry) -> None:
+        connection.patience = timeout
         connection.isolation_level = None  # the driver must not begin transactions of its own
         record.info[_STANDS_ALONE] = True
         cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout={int(timeout * 1000)}")
-        _switch_to_wal(cursor, timeout)
+        cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()
 
@@ -341,21 +340,3 @@ def _read_busy_timeout(url: URL) -> float:
             f"dagabaaz_store_url has the timeout {given!r}: write for how many seconds a process waits while others "
             "write to the file."
         ) from None
-
-
-def _switch_to_wal(cursor: sqlite3.Cursor, timeout: float) -> None:
-    """Set the journal mode, waiting while others do the same.
-
-    SQLite does not wait by itself here: two connections that both read a new file and both want it exclusively would
-    wait for each other, so that one is refused at once, whatever its busy timeout.
-    """
-    deadline = time.monotonic() + timeout
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode=WAL")
-        except sqlite3.OperationalError as error:
-            if read_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                raise
-            time.sleep(random.uniform(0.001, 0.02))  # noqa: S311  # jitter, not a secret
-        else:
-            return

@@ -9,6 +9,7 @@ import os
 import re
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -100,18 +101,24 @@ class Id(TypeDecorator[str]):
             return dialect.type_descriptor(mysql.BINARY(16))
         return dialect.type_descriptor(LargeBinary(16))
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> Any:
-        """Canonical string to what the driver takes."""
-        if value is None or dialect.name == "postgresql":
-            return value
-        return bytes.fromhex(value.replace("-", ""))
+    def bind_processor(self, dialect: Dialect) -> Callable[[str | None], Any] | None:
+        """Canonical string to what the driver takes: text on PostgreSQL, bytes elsewhere."""
+        return super().bind_processor(dialect) if dialect.name == "postgresql" else _to_bytes
 
-    def process_result_value(self, value: Any, dialect: Dialect) -> str | None:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], str | None] | None:
         """What the driver gives to a canonical string."""
-        if value is None or dialect.name == "postgresql":
-            return value  # type: ignore[no-any-return]  # the driver gives str for as_uuid=False
-        digits = value.hex()
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        return super().result_processor(dialect, coltype) if dialect.name == "postgresql" else _from_bytes
+
+
+def _to_bytes(value: str | None) -> bytes | None:
+    return None if value is None else bytes.fromhex(value.replace("-", ""))
+
+
+def _from_bytes(value: bytes | None) -> str | None:
+    if value is None:
+        return None
+    digits = value.hex()
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 #: JSON kept as text: the text that was checked at the door is the text that is stored.
