@@ -1,16 +1,20 @@
 """A worker in this process, for tests that want the real thing without a server."""
 
+import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from celery import Celery, signals
 from celery.contrib.testing import tasks as _tasks  # noqa: F401  # registers celery.ping
 from celery.contrib.testing.worker import start_worker
 from celery.worker import state as worker_state
+from kombu.exceptions import OperationalError
 
 #: Seconds between two looks for messages and for delayed tasks; Celery's own default of one is for production.
 _POLLING_INTERVAL = 0.005
+#: Seconds between two calls to a worker that is to end.
+_WAKING_INTERVAL = 1.0
 
 
 @contextmanager
@@ -39,6 +43,22 @@ def embedded_worker(app: Celery, *, pool: str = "solo", **options: Any) -> Itera
             worker_state.should_terminate = 0
             if getattr(worker.timer, "running", False):  # the thread of delayed tasks may sleep for a second
                 worker.timer.call_repeatedly(_POLLING_INTERVAL, lambda: None)
-            # A waiting worker looks at its orders every two seconds, and waits once more after it has seen them.
+            # A waiting worker looks at its orders every few seconds, and waits once more after it has seen them.
             for _ in range(2):
-                app.send_task("celery.ping", queue=next(iter(app.amqp.queues.consume_from)), ignore_result=True)
+                _wake(app)
+            # One that got both at once waits still.
+            is_over = threading.Event()
+            waking = threading.Thread(target=_wake_until, args=(is_over, app), daemon=True)
+            waking.start()
+            afterwards.callback(waking.join)
+            afterwards.callback(is_over.set)
+
+
+def _wake_until(is_over: threading.Event, app: Celery) -> None:
+    while not is_over.wait(_WAKING_INTERVAL):
+        with suppress(OperationalError):  # the broker may have gone before its worker
+            _wake(app)
+
+
+def _wake(app: Celery) -> None:
+    app.send_task("celery.ping", queue=next(iter(app.amqp.queues.consume_from)), ignore_result=True)
