@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import amqp
-from amqp.exceptions import MessageNacked
+from amqp.method_framing import frame_writer
+from amqp.serialization import dumps
 from celery import Celery
 from kombu.exceptions import KombuError, OperationalError
 from kombu.messaging import Producer
@@ -35,6 +36,8 @@ _PATIENCE = 5.0
 _MAX_IDLE = 10
 #: In place of broker_pool_limit where that is 0 or None.
 _UNLIMITED = 2**20
+#: What waits to be written to RabbitMQ together, in bytes: some fifty small messages.
+_MAX_UNWRITTEN = 32_768
 #: Where the app says nothing, a socket of Redis waits for ever.
 _REDIS_BOUNDS = {"socket_timeout": _PATIENCE, "socket_connect_timeout": _PATIENCE}
 
@@ -115,10 +118,8 @@ class Link:
         with self.library_errors():
             try:
                 yield
-            except (MessageNacked, amqp.ChannelError, OperationalError) as error:
+            except (amqp.ChannelError, OperationalError) as error:
                 cause = error.__cause__ if isinstance(error, OperationalError) else error
-                if isinstance(cause, MessageNacked):
-                    return  # raised for an app's own confirm_publish, and noted by then as refused
                 is_refusal = isinstance(cause, amqp.ChannelError) and self.connection.connected
                 if not isinstance(self._confirms, _Confirms) or not is_refusal:
                     raise
@@ -183,8 +184,29 @@ class Link:
             raw.sock.settimeout(_PATIENCE)
 
 
+class _Unwritten:
+    """What is to be written over a connection of py-amqp's, which would write each message by itself."""
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._bytes = bytearray()
+
+    def write(self, frames: memoryview | bytes) -> None:
+        self._bytes += frames
+        if len(self._bytes) > _MAX_UNWRITTEN:
+            self.flush()
+
+    def clear(self) -> None:
+        self._bytes = bytearray()
+
+    def flush(self) -> None:
+        unwritten, self._bytes = self._bytes, bytearray()
+        if unwritten:
+            self._transport.write(unwritten)
+
+
 class _Confirms:
-    """What RabbitMQ says of the messages of one channel, awaited for a batch at once.
+    """Messages to RabbitMQ over one channel, written and confirmed many at once.
 
     The app's own way, ``confirm_publish``, waits for each message: a third of the speed.
     """
@@ -192,12 +214,13 @@ class _Confirms:
     def __init__(self, channel: amqp.Channel, known_targets: set[Target]) -> None:
         self._channel = channel
         self._known_targets = known_targets
-        self._publish = channel.basic_publish
+        self._unwritten = _Unwritten(channel.connection.transport)
+        self._write_frames = frame_writer(channel.connection, self._unwritten)
         self._last = 0
         self._open: dict[int, str | None] = {}
         self._lost: set[str | None] = set()
         self._refused: dict[str | None, str] = {}
-        channel.basic_publish = self._count_and_publish
+        channel.basic_publish = self._publish
         channel.events["basic_ack"].add(self._on_ack)
         channel.events["basic_nack"].add(self._on_nack)
         channel.events["basic_return"].add(self._on_return)
@@ -207,6 +230,7 @@ class _Confirms:
         """The channel is new, or open again after the broker closed it: that counts from one."""
         self._lost.update(self._open.values())
         self._open.clear()
+        self._unwritten.clear()
         self._last = 0
         self._channel.confirm_select()
 
@@ -215,6 +239,7 @@ class _Confirms:
 
     def wait(self) -> None:
         """Until all are confirmed; raises OSError when the broker says nothing for too long."""
+        self._unwritten.flush()
         while self._open:
             self._channel.connection.drain_events(timeout=_PATIENCE)
 
@@ -228,15 +253,19 @@ class _Confirms:
         refused, self._refused = self._refused, {}
         return {key: reason for key, reason in refused.items() if key is not None}
 
-    def _count_and_publish(self, message: amqp.Message, *args: Any, **kwargs: Any) -> Any:
-        """With task_send_sent_event Celery publishes an event after each task, which RabbitMQ confirms as well."""
+    def _publish(
+        self, message: amqp.Message, exchange: str, routing_key: str, mandatory: bool, immediate: bool, **bounds: Any
+    ) -> None:
+        """What ``basic_publish`` does, but for the bounds of its waits: there are none here.
+
+        With task_send_sent_event Celery publishes an event after each task, which RabbitMQ confirms as well.
+        """
+        arguments = dumps("Bssbb", (0, exchange, routing_key, mandatory, immediate))
         self._last += 1
         self._open[self._last] = message.properties.get("correlation_id")
         try:
-            return self._publish(message, *args, **kwargs)
-        except MessageNacked:
-            raise
-        except Exception:  # it was not sent, or the channel is at its end
+            self._write_frames(1, self._channel.channel_id, amqp.spec.Basic.Publish, arguments, message)
+        except Exception:  # it cannot be sent, or the connection is at its end
             self._open.pop(self._last, None)
             self._last -= 1
             raise

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from celery import Celery
-from kombu import Connection
+from kombu import Connection, Queue
 from kombu.exceptions import OperationalError
 
 from dagabaaz_celery.app import Dagabaaz
@@ -88,6 +88,39 @@ def test_a_batch_is_confirmed_together_with_the_events_that_tell_of_it(site: Sit
     assert [statuses(run) for run in runs] == [["queued"] * 4, ["queued"], ["queued"] * 3]
     with dag._runtime.broker.link() as link:
         assert link.count_messages(site.good) == 8
+
+
+def test_small_messages_are_written_together(site: Site, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    dag = site.make_dag(broker_transport_options=options)
+    start(dag, on(site.good, "first"))  # what comes to the queue for the first time over a link is sent by itself
+    with dag._runtime.broker.link() as link:
+        transport = link.connection.connection.transport
+    writes: list[int] = []
+    write = transport.write
+    monkeypatch.setattr(transport, "write", lambda frames: writes.append(len(frames)) or write(frames))
+
+    run = start(dag, *(on(site.good, f"n{i}") for i in range(100)))
+
+    assert statuses(run) == ["queued"] * 100
+    assert len(writes) < 10
+    with dag._runtime.broker.link() as link:
+        assert link.count_messages(site.good) == 101
+
+
+def test_a_message_that_takes_several_frames_arrives_whole_among_small_ones(site: Site, options: dict[str, Any]):
+    dag = site.make_dag(broker_transport_options=options, dagabaaz_max_input_bytes=1_000_000)
+
+    @dag.app.task(shared=False, ignore_result=True)
+    def plain(text):
+        """Its input travels in its message."""
+
+    given = {"text": "ä" * 200_000}
+    nodes = [node(f"plain{i}", plugin=plain.name) for i in range(2)]
+    run = start(dag, on(site.good, "a"), nodes[0], on(site.good, "b"), nodes[1], on(site.good, "c"), input=given)
+
+    assert statuses(run) == ["queued"] * 5
+    messages = [Queue(site.good, channel=site.channel).get(no_ack=True) for _ in range(5)]
+    assert [message.payload[1] for message in messages] == [{}, given, {}, given, {}]
 
 
 def spoil_by_arguments(site: Site) -> None:
