@@ -260,6 +260,8 @@ class _Confirms:
 
         With task_send_sent_event Celery publishes an event after each task, which RabbitMQ confirms as well.
         """
+        if self._channel.connection is None:
+            raise amqp.RecoverableConnectionError("the connection is closed")
         arguments = dumps("Bssbb", (0, exchange, routing_key, mandatory, immediate))
         self._last += 1
         self._open[self._last] = message.properties.get("correlation_id")

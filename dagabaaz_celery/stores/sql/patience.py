@@ -29,6 +29,8 @@ class PatientConnection(sqlite3.Connection):
 
 
 class _PatientCursor(sqlite3.Cursor):
+    """For many values a statement is executed only in a transaction, which has the lock that it needs."""
+
     connection: PatientConnection
 
     def execute(self, *statement: Any) -> Any:
