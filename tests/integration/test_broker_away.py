@@ -111,7 +111,7 @@ def test_what_a_run_owes_while_the_broker_is_away_is_published_when_it_is_back(d
         cancelled.cancel()
         assert cancelled.status == "cancelled"
         broker.start()
-        assert run.wait(90) == "completed"
+        assert run.wait(40) == "completed"
     assert run.result("double") == [2, 4, 6]
     assert [task.attempt for task in run.tasks() if task.node == "double"] == [1, 1, 1]
 
@@ -133,7 +133,7 @@ def test_a_broker_that_hangs_does_not_keep_a_start_waiting(
 
     hanging.resume()
     with embedded_worker(dag.app):
-        assert over_a_new_one.wait(90) == "completed"
+        assert over_a_new_one.wait(40) == "completed"
     dag.close()
     dag.app.close()
 
@@ -149,7 +149,7 @@ def test_what_was_to_be_sent_together_to_a_broker_that_hangs_is_owed_all_of_it(h
     assert statuses(run) == ["pending"] * 6
     hanging.resume()
     with embedded_worker(dag.app):
-        assert run.wait(90) == "completed"
+        assert run.wait(40) == "completed"
     dag.close()
     dag.app.close()
 
@@ -228,6 +228,6 @@ def test_a_worker_that_holds_messages_when_redis_goes_away_waits_for_it(broker: 
         Path(f"{journal}-release").touch()
         broker.start()
 
-        assert run.wait(90) == "completed"
+        assert run.wait(40) == "completed"
         assert worker.is_running
         assert len(journal.read_text().splitlines()) == 6
