@@ -100,9 +100,7 @@ def test_a_commit_that_fails_is_unanswered_and_a_statement_that_fails_is_not(tmp
 
 
 def test_a_wait_for_a_locked_sqlite_file_is_as_long_as_the_url_says(tmp_path: Path):
-    database = Database(f"sqlite:///{tmp_path / 'a'}?timeout=0.2")
-    with database.write() as connection:
-        connection.exec_driver_sql("CREATE TABLE t (a)")
+    database = open_with_table(tmp_path, "?timeout=0.2")
     with locked(tmp_path / "a"):
         began = time.monotonic()
         with pytest.raises(OperationalError, match="database is locked") as caught, database.write():
@@ -116,9 +114,7 @@ def test_a_wait_for_a_locked_sqlite_file_is_as_long_as_the_url_says(tmp_path: Pa
 def test_who_writes_to_a_sqlite_file_waits_for_who_has_it_locked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Callable[[Database], Any]
 ):
-    database = Database(f"sqlite:///{tmp_path / 'a'}")
-    with database.write() as connection:
-        connection.exec_driver_sql("CREATE TABLE t (a)")
+    database = open_with_table(tmp_path)
     pauses = []
     with locked(tmp_path / "a") as other:
         # The other is done while we wait for the third time
@@ -135,9 +131,7 @@ def test_who_writes_to_a_sqlite_file_waits_for_who_has_it_locked(
 
 
 def test_a_commit_waits_for_who_reads_a_sqlite_file_without_a_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    database = Database(f"sqlite:///{tmp_path / 'a'}")
-    with database.write() as connection:
-        connection.exec_driver_sql("CREATE TABLE t (a)")
+    database = open_with_table(tmp_path)
     with database.write_each() as connection:  # as on a file system that cannot share memory
         assert connection.exec_driver_sql("PRAGMA journal_mode=DELETE").scalar_one() == "delete"
     reader = sqlite3.connect(tmp_path / "a", isolation_level=None)
@@ -152,9 +146,7 @@ def test_a_commit_waits_for_who_reads_a_sqlite_file_without_a_log(tmp_path: Path
 
 
 def test_a_transaction_that_read_what_is_not_the_latest_does_not_wait_to_write(tmp_path: Path):
-    database = Database(f"sqlite:///{tmp_path / 'a'}?timeout=600")
-    with database.write() as connection:
-        connection.exec_driver_sql("CREATE TABLE t (a)")
+    database = open_with_table(tmp_path, "?timeout=600")
     with database.read() as connection:
         connection.exec_driver_sql("SELECT * FROM t")
         with locked(tmp_path / "a") as other:
@@ -163,6 +155,14 @@ def test_a_transaction_that_read_what_is_not_the_latest_does_not_wait_to_write(t
         with pytest.raises(OperationalError, match="database is locked"):
             connection.exec_driver_sql("INSERT INTO t VALUES (2)")
     database.close()
+
+
+def open_with_table(directory: Path, query: str = "") -> Database:
+    """A SQLite file ``a`` with a table ``t``."""
+    database = Database(f"sqlite:///{directory / 'a'}{query}")
+    with database.write() as connection:
+        connection.exec_driver_sql("CREATE TABLE t (a)")
+    return database
 
 
 @contextmanager
@@ -182,9 +182,7 @@ def test_a_timeout_that_is_no_number_is_refused(tmp_path: Path):
 
 
 def test_a_connection_that_found_the_file_read_only_is_not_used_again(tmp_path: Path):
-    database = Database(f"sqlite:///{tmp_path / 'a'}")
-    with database.write() as connection:
-        connection.exec_driver_sql("CREATE TABLE t (a)")
+    database = open_with_table(tmp_path)
     with database.write() as connection:
         connection.exec_driver_sql("PRAGMA query_only=1")
 

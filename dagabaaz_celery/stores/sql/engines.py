@@ -307,6 +307,7 @@ def _build_sqlite_engine(url: URL) -> Engine:
         connection.isolation_level = None  # the driver must not begin transactions of its own
         record.info[_STANDS_ALONE] = True
         cursor = connection.cursor()
+        # Two that both read a new file are refused at once, and again if neither let go: each try here begins anew.
         cursor.execute("PRAGMA journal_mode=WAL")
         cursor.execute("PRAGMA synchronous=NORMAL")
         cursor.close()

@@ -9,6 +9,7 @@ import random
 import sqlite3
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -34,13 +35,7 @@ class _PatientCursor(sqlite3.Cursor):
     connection: PatientConnection
 
     def execute(self, *statement: Any) -> Any:
-        try:
-            return super().execute(*statement)
-        except sqlite3.OperationalError as error:
-            if not _may_pass(error):
-                raise
-        execute = super().execute
-        return _wait_for(lambda: execute(*statement), self.connection.patience)
+        return _wait_for(partial(super().execute, *statement), self.connection.patience)
 
 
 def _wait_for(call: Callable[[], T], patience: float) -> T:
